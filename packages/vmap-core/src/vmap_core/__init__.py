@@ -1,0 +1,34 @@
+"""vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
+
+from . import _level, _tensor, _dispatch  # noqa: F401
+from ._errors import (
+    DataDependentError,
+    EscapedTensorError,
+    FallbackError,
+    FallbackWarning,
+    InplaceError,
+    PackConflictError,
+    RandomnessError,
+    UnsupportedError,
+    VmapError,
+)
+from ._fallback import fallback_policy, set_fallback_policy
+from ._packs import packs, use_packs
+from ._transform import vmap
+
+__all__ = [
+    "DataDependentError",
+    "EscapedTensorError",
+    "FallbackError",
+    "FallbackWarning",
+    "InplaceError",
+    "PackConflictError",
+    "RandomnessError",
+    "UnsupportedError",
+    "VmapError",
+    "fallback_policy",
+    "packs",
+    "set_fallback_policy",
+    "use_packs",
+    "vmap",
+]

@@ -1,0 +1,188 @@
+"""Door 1: every PyTorch call a mapped function makes, from the call to its rule.
+
+`call` looks a *plan* up by the function and the types of its arguments, and runs it. A plan is made on the first
+such call (`make_plan`) and closes over everything that follows from the types alone: the overload, its rule, how to
+bring the arguments in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._C import _len_torch_function_stack
+from torch._C import _pop_torch_function_stack as pop_level
+from torch._C import _push_on_torch_function_stack as push_level
+from torch._C import _skip_one_hop_torch_function as skip_one_hop
+from torch._ops import OpOverload, OpOverloadPacket
+
+from . import _binding, _level, _tensor
+from ._errors import EscapedTensorError, user_location
+
+if TYPE_CHECKING:
+    from ._level import Level
+
+Plan = Callable[["Level", tuple[Any, ...], dict[str, Any]], Any]
+_NO_KWARGS: dict[str, Any] = {}
+
+
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = _NO_KWARGS) -> Any:
+    """Run a call made through a BatchedTensor's own method or operator."""
+    try:
+        mode = pop_level()
+    except RuntimeError:  # no level is active in this thread
+        return outside(func, args, kwargs)
+    try:
+        if type(mode) is _level.Level:
+            return call(mode, func, args, kwargs)
+        return mode.__torch_function__(_callable(func), (torch.Tensor,), args, kwargs)  # the user's own mode
+    finally:
+        push_level(mode)
+
+
+def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one call at a level that has been taken off the stack.
+
+    Args:
+        level: the innermost level.
+        func: what was called: a builtin, a method of Tensor, a Python function, an ``OpOverload``.
+        args: its positional arguments, BatchedTensors among them.
+        kwargs: its keyword arguments.
+    """
+    key: Any = (func, *map(type, args))
+    if kwargs:
+        key += (*kwargs, *map(type, kwargs.values()))
+    if list in key or tuple in key:
+        key = (key, *(_element_types(a) for a in (*args, *kwargs.values())))
+    plans = level.table.plans
+    plan = plans.get(key)
+    if plan is None:
+        plan = plans[key] = make_plan(level, func, args, kwargs)
+    return plan(level, args, kwargs)
+
+
+def _element_types(a: Any) -> Any:
+    """Types in a list: they decide between overloads (``[1, 2]`` or ``[tensor, tensor]``)."""
+    if type(a) is list or type(a) is tuple:
+        return frozenset(map(_element_types, a))
+    return type(a)
+
+
+def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """Decide how calls of this signature run.
+
+    In this order: a rule for the function itself; a rule for the overload it means (exact, or by the family its
+    schema and tags put it in); the Python body of a composite function; the dispatcher (door 2).
+    """
+    from . import _lower, _plans
+
+    rule = level.table.rule(func)
+    if rule is not None and not isinstance(func, OpOverload):
+        return _plans.from_rule(rule, func, None, None)
+    if type(func) is FunctionType:
+        return body_plan(func)
+    if kwargs.get("out") is not None:
+        return _plans.out_plan(func)
+    if "requires_grad" in kwargs and type(func) is BuiltinFunctionType:
+        return _plans.factory_plan(func)
+    op, arrange = _binding.bind(func, args, kwargs) or (None, None)
+    plan = None if op is None else _plans.for_overload(level, func, op, arrange)
+    return plan or _lower.plan(func, op, arrange)
+
+
+def body_plan(func: Any) -> Plan:
+    """Run the Python body of an overridable function, its inner calls meeting this level again."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        push_level(level)
+        try:
+            return skip_one_hop(func, (_tensor.BatchedTensor,), args, kwargs)
+        finally:
+            pop_level()
+
+    return plan
+
+
+def physically(function: Callable[[Any], Any], value: Any) -> Any:
+    """Look at a physical value with the innermost level off the stack."""
+    if type(value) is _tensor.BatchedTensor or not _len_torch_function_stack():
+        return function(value)
+    mode = pop_level()
+    try:
+        return physically(function, value)
+    finally:
+        push_level(mode)
+
+
+def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Handle a call on tensors whose level is not active here.
+
+    An unbatched one stands for the same value in every sample, so it may be used on (a cache filled inside the
+    mapped function); a batched one means nothing any more.
+
+    Raises:
+        EscapedTensorError: a tensor is batched.
+    """
+    dead: list[Any] = []
+
+    def revive(a: Any) -> Any:
+        if type(a) is _tensor.BatchedTensor:
+            if a._bdim is None:
+                return revive(a._value)
+            dead.append(a)
+        if type(a) in (list, tuple):
+            return type(a)(map(revive, a))
+        return a
+
+    args = revive(tuple(args))
+    kwargs = {k: revive(v) for k, v in kwargs.items()}
+    if not dead:
+        return _callable(func)(*args, **kwargs)
+    raise EscapedTensorError(
+        f"vmap: a tensor of the {dead[0]._level!r} was used at {user_location()}, where that level is not active: "
+        f"your tensor may have escaped from inside a function being vmapped and this is a user error "
+        f"(https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
+    )
+
+
+def _callable(func: Any) -> Callable[..., Any]:
+    """Return something that also runs on BatchedTensors: methods of Tensor check their self in C++."""
+    if isinstance(func, BuiltinFunctionType | FunctionType | OpOverload | OpOverloadPacket):
+        return func
+    if func.__name__ in ("__get__", "__set__"):
+        attribute = func.__self__.__name__
+        return (lambda x: getattr(x, attribute)) if func.__name__ == "__get__" else (lambda x, v: setattr(x, attribute, v))
+    return emitter(func)
+
+
+def emitter(func: Any) -> Callable[..., Any]:
+    """Return how to call an operation on physical values, which may be BatchedTensors of an outer level.
+
+    A builtin costs about 0.4 microseconds less than the overload, so it is taken where it means the same.
+    """
+    if isinstance(func, OpOverload):
+        name = func._schema.name.partition("::")[2]
+        public = getattr(torch, name, None)
+        aten = func.namespace == "aten"
+        return public if aten and type(public) is BuiltinFunctionType and name not in _NOT_THE_OVERLOAD else func
+    name = getattr(func, "__name__", None)
+    if isinstance(func, BuiltinFunctionType | FunctionType | OpOverloadPacket) or name is None:
+        return func
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+# Builtins that do more, or take other arguments, than the overload of the same name.
+_NOT_THE_OVERLOAD = {"dropout", "where", "scalar_tensor", "conv1d", "range", "full", "normal", "to_dlpack"}
+
+
+@contextlib.contextmanager
+def pushed(level: Level) -> Any:
+    """Run a block with a level on the stack again."""
+    push_level(level)
+    try:
+        yield
+    finally:
+        pop_level()

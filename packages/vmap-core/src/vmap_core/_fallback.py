@@ -1,0 +1,203 @@
+"""The loop over the batch: what runs when nothing better is known. Right for every operation, never fast."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ._errors import FallbackError, FallbackWarning, UnsupportedError, user_frame, user_location
+from ._registry import RuleFunction
+
+if TYPE_CHECKING:
+    from ._level import Level
+
+Policy = Literal["warn", "error", "silent"]
+_policy: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("vmap_fallback_policy", default=None)
+_global_policy: Policy = "warn"
+
+
+def set_fallback_policy(policy: Policy) -> None:
+    """Choose what happens when an operation runs in the slow loop.
+
+    Args:
+        policy: ``"warn"`` issues a FallbackWarning, ``"error"`` raises FallbackError, ``"silent"`` does neither.
+
+    Example:
+        >>> import vmap_core
+        >>> vmap_core.set_fallback_policy("warn")
+    """
+    global _global_policy
+    if policy not in ("warn", "error", "silent"):
+        raise ValueError(f"fallback policy must be 'warn', 'error' or 'silent', got {policy!r}")
+    _global_policy = policy
+
+
+@contextlib.contextmanager
+def fallback_policy(policy: Policy) -> Iterator[None]:
+    """Choose the fallback policy within a ``with`` block, in this thread.
+
+    Example:
+        >>> import torch, vmap_core
+        >>> with vmap_core.fallback_policy("error"):
+        ...     vmap_core.vmap(torch.sin)(torch.zeros(2))
+        tensor([0., 0.])
+    """
+    if policy not in ("warn", "error", "silent"):
+        raise ValueError(f"fallback policy must be 'warn', 'error' or 'silent', got {policy!r}")
+    token = _policy.set(policy)
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def report(op: Any) -> None:
+    """Say that an operation is about to run in the loop, as the policy asks."""
+    from ._packs import install_hint
+
+    policy = _policy.get() or _global_policy
+    if policy == "silent":
+        return
+    message = (
+        f"vmap: {op} has no batching rule; it runs in a loop over the batch, at {user_location()}. {install_hint(op)}"
+    )
+    if policy == "error":
+        raise FallbackError(message)
+    frame = user_frame()
+    if frame is None:
+        warnings.warn(FallbackWarning(message, op), stacklevel=2)
+    else:
+        registry = frame.f_globals.setdefault("__warningregistry__", {})
+        module = frame.f_globals.get("__name__", "<unknown>")
+        warnings.warn_explicit(
+            FallbackWarning(message, op), None, frame.f_code.co_filename, frame.f_lineno, module, registry
+        )
+
+
+def is_leaf(op: OpOverload) -> bool:
+    """Tell whether an overload has a kernel of its own, so that it is run per sample rather than taken apart."""
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+
+
+def loop_rule(op: Any) -> RuleFunction:
+    """Make the rule that runs an operator once per sample; each use warns, as every loop does."""
+
+    def loop_rule(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        return loop(info, op, in_dims, *args, **kwargs)
+
+    return loop_rule
+
+
+def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Run an operator once per sample and stack the results.
+
+    Args:
+        level: the running level, off the stack.
+        op: an overload, or any function of tensors.
+        in_dims: batch dim per positional argument; a trailing dict holds those of keyword-only tensors.
+        args: physical arguments.
+        kwargs: physical keyword arguments.
+
+    Returns:
+        The outputs, stacked in front, and their batch dims.
+    """
+    schema = getattr(op, "_schema", None)
+    mutable = schema is not None and schema.is_mutable
+    if schema is not None and not mutable and any(r.alias_info is not None for r in schema.returns):
+        raise UnsupportedError(
+            f"vmap: {op} returns a view and has no batching rule; a loop could only return copies. "
+            f"Called at {user_location()}. Instead: write a rule for it (vmap_core.extend.RulePack.rule)."
+        )
+    random = isinstance(op, OpOverload) and torch.Tag.nondeterministic_seeded in op.tags
+    if random:
+        level.require_randomness(op)
+    report(op)
+    kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
+    if level.batch_size == 0:
+        return _empty(op, in_dims, kw_dims, args, kwargs, mutable)
+    rows = []
+    with _same_random_state(level, random, kwargs.get("generator")) as rewind:
+        for i in range(level.batch_size):
+            rewind(i)
+            row = [_sample(a, d, i) for a, d in zip(args, in_dims, strict=False)]
+            row_kwargs = {k: _sample(v, kw_dims.get(k), i) for k, v in kwargs.items()}
+            rows.append(op(*row, **row_kwargs))
+    if mutable and (schema is None or not schema.returns or schema.returns[0].alias_info is not None):
+        return None, None
+    return _stack(rows)
+
+
+def _sample(value: Any, bdim: Any, i: int) -> Any:
+    if isinstance(bdim, list):
+        return [_sample(v, d, i) for v, d in zip(value, bdim, strict=True)]
+    return value if bdim is None else value.select(bdim, i)
+
+
+def _stack(rows: list[Any]) -> tuple[Any, Any]:
+    from ._plans import rebuild
+
+    first = rows[0]
+    if isinstance(first, Tensor):
+        return torch.stack(rows), 0
+    if isinstance(first, list | tuple):
+        pairs = [_stack([row[k] for row in rows]) for k in range(len(first))]
+        return rebuild(first, [p[0] for p in pairs]), tuple(p[1] for p in pairs)
+    if any(row != first for row in rows):
+        raise UnsupportedError(
+            f"vmap: the samples give different results {rows[:4]}, which are no tensors, at {user_location()}"
+        )
+    return first, None
+
+
+@contextlib.contextmanager
+def _same_random_state(level: Level, random: bool, generator: torch.Generator | None) -> Iterator[Any]:
+    """Under ``randomness="same"`` every sample starts from the same generator state."""
+    if not random or level.randomness != "same":
+        yield lambda i: None
+        return
+    chosen = generator or torch.default_generator
+    state = chosen.get_state()
+    yield lambda i: chosen.set_state(state) if i else None
+
+
+def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any, mutable: bool) -> tuple[Any, Any]:
+    """No samples: the shapes of the results come from one run on fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if mutable:
+        return None, None
+
+    def blank(value: Any, bdim: Any) -> Any:
+        if isinstance(bdim, list):
+            return [blank(v, d) for v, d in zip(value, bdim, strict=True)]
+        if bdim is None:
+            return value
+        shape = list(value.shape)
+        del shape[bdim]
+        return torch.zeros(shape, dtype=value.dtype, device=value.device)
+
+    one = [blank(a, d) for a, d in zip(args, in_dims, strict=False)]
+    one_kwargs = {k: blank(v, kw_dims.get(k)) for k, v in kwargs.items()}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            out = op(*one, **one_kwargs)
+    except Exception:  # no shape function: run it on zeros
+        out = op(*one, **one_kwargs)
+
+    def none_of(o: Any) -> Any:
+        if isinstance(o, Tensor):
+            return torch.empty((0, *o.shape), dtype=o.dtype, device=o.device)
+        return o
+
+    from ._plans import rebuild
+
+    if isinstance(out, list | tuple):
+        return rebuild(out, [none_of(o) for o in out]), tuple(0 if isinstance(o, Tensor) else None for o in out)
+    return none_of(out), 0 if isinstance(out, Tensor) else None

@@ -1,0 +1,151 @@
+"""Families: makers of batching rules for operators of one shape, and the rule each operator's schema suggests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from ._dims import align, ensure_bdim, logical_rank, physical_dims, promote_like_samples
+from ._dispatch import emitter
+from ._registry import Rule, RuleFunction
+
+
+def pointwise(op: OpOverload) -> RuleFunction:
+    """Make the rule of an elementwise operator: align the batch dims, call it once."""
+    emit = emitter(op)
+    # where() and masked_fill() take a bool that has no part in type promotion
+    conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
+
+    def pointwise(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1:
+            return emit(args[0], **kwargs), in_dims[0]
+        if len(args) == 2 and not kwargs:
+            x, y = args
+            x_bdim, y_bdim = in_dims
+            if x_bdim == y_bdim and x.ndim == y.ndim and x.dtype == y.dtype:
+                return emit(x, y), x_bdim
+        args = _promote(args, in_dims, conditions)
+        args, bdim = align(args, in_dims)
+        return emit(*args, **kwargs), bdim
+
+    return pointwise
+
+
+def _promote(args: Any, in_dims: Any, conditions: list[int]) -> Any:
+    if not conditions:
+        return promote_like_samples(args, in_dims)
+    hidden = [None if i in conditions else a for i, a in enumerate(args)]
+    if not any(isinstance(a, torch.Tensor) for a in hidden):
+        return args
+    promoted = promote_like_samples(hidden, in_dims)
+    return [args[i] if i in conditions else a for i, a in enumerate(promoted)]
+
+
+def pointwise_inplace(op: OpOverload) -> RuleFunction:
+    """Make the rule of an in-place elementwise operator: the others are aligned to self, which stays in place."""
+    name = op._schema.name.partition("::")[2]
+    conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
+
+    def pointwise_inplace(info: Any, in_dims: Any, self: Any, *others: Any, **kwargs: Any) -> Any:
+        bdim = in_dims[0]
+        args = _promote((self, *others), in_dims[: 1 + len(others)], conditions)
+        rank = self.ndim - 1
+        aligned = []
+        for a, d in zip(args[1:], in_dims[1:], strict=False):
+            if not isinstance(a, torch.Tensor):
+                aligned.append(a)
+                continue
+            if logical_rank(a, d) > rank:
+                shape = list(self.shape)
+                del shape[bdim]
+                got = list(a.shape)
+                if d is not None:
+                    del got[d]
+                raise RuntimeError(f"output with shape {shape} doesn't match the broadcast shape {got}")
+            if d is None:
+                a = a.unsqueeze(a.ndim - (rank - bdim)) if a.ndim > rank - bdim else a
+            else:
+                a = a.movedim(d, 0)
+                a = a.reshape(a.shape[0], *(1,) * (rank + 1 - a.ndim), *a.shape[1:]).movedim(0, bdim)
+            aligned.append(a)
+        getattr(self, name)(*aligned, **kwargs) if hasattr(self, name) else op(self, *aligned, **kwargs)
+        return self, bdim
+
+    return pointwise_inplace
+
+
+def reduction(op: OpOverload) -> RuleFunction:
+    """Make the rule of an operator that reduces over ``dim`` (an int, a list, or None for all dims).
+
+    The batch dim stays where it is; the dims to reduce are counted around it.
+    """
+    names = [a.name for a in op._schema.arguments]
+    dim_at = names.index("dim")
+    keep_at = names.index("keepdim") if "keepdim" in names else None
+    takes_list = "List" in str(op._schema.arguments[dim_at].type)
+    emit = op
+
+    def reduction(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        bdim = in_dims[0]
+        rank = x.ndim - 1
+        given = [x, *args]
+        given += [a.default_value for a in op._schema.arguments[len(given) : dim_at + 1]]
+        dim = given[dim_at]
+        if takes_list and isinstance(dim, list | tuple) and not len(dim):
+            dim = None
+        keepdim = keep_at is not None and len(given) > keep_at and given[keep_at]
+        if not rank:  # a sample's scalar: PyTorch lets it be reduced over dim 0 or -1
+            physical_dims(dim, 0 if dim is not None else 1, None)
+            x, bdim = x.unsqueeze(-1), 0
+            dims = [1]
+            given[0] = x.movedim(in_dims[0], 0) if in_dims[0] else x
+            if keepdim:
+                given[keep_at] = False
+        else:
+            dims = physical_dims(dim, rank, bdim)
+        given[dim_at] = dims if takes_list else dims[0]
+        out = emit(*given, **kwargs)
+        if not keepdim and rank:
+            bdim -= sum(d < bdim for d in dims)
+        return out, bdim
+
+    return reduction
+
+
+def batch_first(op: OpOverload) -> RuleFunction:
+    """Make the rule of an operator that takes any number of leading batch dims in every tensor argument."""
+    emit = emitter(op)
+
+    def batch_first(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(
+            ensure_bdim(a, d, info.batch_size) if isinstance(a, torch.Tensor) else a
+            for a, d in zip(args, in_dims, strict=False)
+        )
+        return emit(*args, **kwargs), 0
+
+    return batch_first
+
+
+@functools.cache
+def default_rule(op: OpOverload) -> Rule | None:
+    """Return the rule that an operator's tags and schema suggest, if they suggest one."""
+    make = _default_family(op)
+    return None if make is None else Rule(make(op), "physical", "core (by tag)")
+
+
+def _default_family(op: OpOverload) -> Callable[[OpOverload], RuleFunction] | None:
+    if torch.Tag.pointwise not in op.tags:
+        return None
+    if torch.Tag.nondeterministic_seeded in op.tags or _has_list(op):
+        return None
+    if not op._schema.is_mutable:
+        return pointwise
+    return pointwise_inplace if op._schema.name.endswith("_") else None
+
+
+def _has_list(op: OpOverload) -> bool:
+    return any("List[Tensor]" in str(a.type) for a in op._schema.arguments)

@@ -1,0 +1,173 @@
+"""Operations that write to their arguments: in-place, ``out=``, and mutating custom operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._ops import OpOverload
+
+from . import _dispatch, _ownership
+from ._tensor import BatchedTensor
+
+if TYPE_CHECKING:
+    from ._binding import Arrange
+    from ._dispatch import Plan
+    from ._level import Level
+
+
+def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Plan | None:
+    """Return the plan for an overload that writes to arguments; None if it has to run in the loop.
+
+    An overload without a rule of its own is derived from the functional one of the same name: compute, then copy
+    the result into ``self``.
+    """
+    from . import _fallback, _plans
+    from ._families import default_rule
+
+    if torch.Tag.inplace_view in op.tags:
+        return _metadata_plan(level, op, arrange)
+    rule = level.table.rule(op) or default_rule(op)
+    functional = functional_of(op)
+    if rule is not None and rule.kind == "logical":
+        return _plans.from_rule(rule, func, op, arrange)
+    random = _plans.RANDOM in op.tags
+    if rule is None and functional is None and not _fallback.is_leaf(op):
+        return None
+    if rule is None and functional is not None and random:
+        functional = None
+    writes = [i for i, a in enumerate(op._schema.arguments) if not a.kwarg_only and _written(a)]
+    kw_writes = [a.name for a in op._schema.arguments if a.kwarg_only and _written(a)]
+    run_unbatched = _plans.unbatched_plan(func, op)
+
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given, given_kwargs = args, kwargs
+        if arrange is not None:
+            args, kwargs = arrange(args, kwargs)
+        targets = [args[i] for i in writes] + [kwargs[k] for k in kw_writes]
+        if random:
+            level.require_randomness(op)
+        if not _plans.any_batched(level, args, kwargs) and not (random and level.randomness == "different"):
+            run_unbatched(level, given, given_kwargs)
+            return _returned(op, targets)
+        if rule is None and functional is not None:
+            result = _dispatch.call(level, functional, args, kwargs)
+            write(level, op, targets[0], result)
+            return _returned(op, targets)
+        for target in targets:
+            for t in target if isinstance(target, list | tuple) else (target,):
+                if t is not None:
+                    _ownership.promote(level, t, op._schema.name)
+        values, dims, _ = _plans.unwrap(level, args)
+        if kwargs:
+            kwargs, kw_dims, _ = _plans.unwrap_kwargs(level, kwargs)
+            if kw_dims:
+                dims.append(kw_dims)
+        if rule is not None:
+            out, out_dims = rule.function(level, tuple(dims), *values, **kwargs)
+        else:
+            out, out_dims = _fallback.loop(level, op, tuple(dims), *values, **kwargs)
+        aliased = op._schema.returns and op._schema.returns[0].alias_info is not None
+        return _returned(op, targets) if aliased or out is None else _plans.wrap(level, out, out_dims)
+
+    return run
+
+
+def _written(a: Any) -> bool:
+    return a.alias_info is not None and a.alias_info.is_write
+
+
+def _returned(op: OpOverload, targets: list[Any]) -> Any:
+    """An in-place operation returns the very tensor it was given."""
+    n = len(op._schema.returns)
+    return None if n == 0 else targets[0] if n == 1 else tuple(targets[:n])
+
+
+def functional_of(op: OpOverload) -> Any:
+    """Return the out-of-place overload that an in-place one (``add_``) repeats, if there is one."""
+    namespace, _, name = op._schema.name.partition("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    overload = getattr(packet, op._overloadname, None) if packet is not None else None
+    if overload is None or overload._schema.is_mutable:
+        return None
+    mine = [(a.name, str(a.type)) for a in op._schema.arguments]
+    return overload if mine == [(a.name, str(a.type)) for a in overload._schema.arguments] else None
+
+
+def write(level: Level, op: object, target: Any, result: Any) -> None:
+    """Copy a result into the tensor an in-place operation was called on.
+
+    Raises:
+        RuntimeError: shape or dtype of the result do not fit, with PyTorch's own texts.
+        InplaceError: the result is batched, the target comes from outside the mapped function.
+    """
+    batched = type(result) is BatchedTensor and result._level is level and result._bdim is not None
+    if result.shape != target.shape:
+        raise RuntimeError(
+            f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(result.shape)}"
+        )
+    if not torch.can_cast(result.dtype, target.dtype):
+        raise RuntimeError(
+            f"result type {_dtype_name(result.dtype)} can't be cast to the desired output type "
+            f"{_dtype_name(target.dtype)}"
+        )
+    if batched:
+        name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
+        _ownership.promote(level, target, name)
+    if type(target) is BatchedTensor and target._level is level:
+        value = result._value if type(result) is BatchedTensor and result._level is level else result
+        if batched:
+            value = value.movedim(result._bdim, target._bdim)
+        elif target._bdim is not None:
+            value = value.unsqueeze(target._bdim)
+        target._value.copy_(value)
+    else:
+        target.copy_(result)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return {torch.float32: "Float", torch.float64: "Double", torch.int64: "Long", torch.int32: "Int",
+            torch.bool: "Bool", torch.float16: "Half"}.get(dtype, str(dtype))  # fmt: skip
+
+
+def write_out(level: Level, func: Any, target: Any, result: Any) -> None:
+    """Write a result to an ``out=`` argument, resizing it as PyTorch does."""
+    if target.shape != result.shape and type(target) is BatchedTensor and target._level is level:
+        # resize_ leaves the values undefined; the level owns the tensor, so it takes the result's place
+        if not torch.can_cast(result.dtype, target.dtype):
+            write(level, func, target.new_empty(result.shape), result)
+        result = result.to(target.dtype)
+        target._value, target._bdim, target._origin = result._value, result._bdim, result._origin
+        return
+    write(level, func, target, result)
+
+
+def _metadata_plan(level: Level, op: OpOverload, arrange: Arrange | None) -> Plan | None:
+    """``x.t_()``, ``x.unsqueeze_(0)``: the same tensor object, showing the view from now on."""
+    functional = functional_of(op)
+    if functional is None:
+        return None
+
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if arrange is not None:
+            args, kwargs = arrange(args, kwargs)
+        x = args[0]
+        if type(x) is not BatchedTensor or x._level is not level:
+            return _dispatch.emitter(op)(*args, **kwargs)
+        if x._bdim is None and x._origin is not None and any(ref() is not None for ref in x._origin.views):
+            _ownership.promote(level, x, op)  # its views could not be made again from what x shows next
+        viewed = _dispatch.call(level, functional, args, kwargs)
+        if type(viewed) is BatchedTensor and viewed is not x:
+            _rebind(x, viewed)
+        return x
+
+    return run
+
+
+def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
+    x._value, x._bdim = viewed._value, viewed._bdim
+    if x._origin is not None and x._origin.base is not None and viewed._origin is not None:
+        x._origin.replay = viewed._origin.replay
+

@@ -1,0 +1,83 @@
+"""The level stack: one `Level` per active vmap, kept on PyTorch's own thread-local mode stack."""
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import _pop_torch_function_stack as pop_level
+from torch._C import _push_on_torch_function_stack as push_level
+from torch.overrides import TorchFunctionMode
+
+from . import _dispatch
+from ._errors import RandomnessError, user_location
+
+if TYPE_CHECKING:
+    from ._registry import Table
+
+Randomness = Literal["error", "same", "different"]
+
+__all__ = ["Level", "Randomness", "current_levels", "pop_level", "push_level"]
+
+
+class Level(TorchFunctionMode):
+    """One active vmap. Rules receive it as ``info``.
+
+    PyTorch hands every overridable call to the innermost mode, with that mode taken off the stack. So a rule
+    runs one level further out, and its physical calls meet the next level, or plain PyTorch, by themselves.
+
+    Attributes:
+        batch_size: number of samples.
+        randomness: ``"error"``, ``"same"`` or ``"different"``.
+        table: the rules in force.
+        name: how messages call this level (the name of the mapped function).
+        depth: number of modes outside this one.
+        active: False once the vmap has returned.
+    """
+
+    def __init__(self, batch_size: int, randomness: Randomness, table: "Table", name: str = "vmap") -> None:
+        """Make a level; it becomes active when it is pushed."""
+        self.batch_size = batch_size
+        self.randomness = randomness
+        self.table = table
+        self.name = name
+        self.active = True
+        self.depth = _len_torch_function_stack()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
+        return _dispatch.call(self, func, args, kwargs or {})
+
+    def __enter__(self) -> "Level":
+        """Make this the innermost level."""
+        push_level(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave the level; tensors that escaped it are dead from here on."""
+        self.active = False
+        pop_level()
+
+    def __repr__(self) -> str:
+        """Name the mapped function and the batch size."""
+        return f"<vmap level of {self.name!r}, batch size {self.batch_size}>"
+
+    def pushed(self) -> AbstractContextManager[None]:
+        """Return a context with this level on the stack again, for a rule that computes on BatchedTensors."""
+        return _dispatch.pushed(self)
+
+    def require_randomness(self, op: object) -> None:
+        """Raise unless random operations are allowed at this level."""
+        if self.randomness == "error":
+            raise RandomnessError(
+                "vmap: called random operation while in randomness error mode. Please either use the 'same' or "
+                f"'different' randomness flags on vmap or perform the randomness operation out of vmap. "
+                f"The operation was {op}, called at {user_location()}."
+            )
+
+
+def current_levels() -> list[Level]:
+    """Return the active levels of this thread, outermost first."""
+    modes = (_get_function_stack_at(i) for i in range(_len_torch_function_stack()))
+    return [mode for mode in modes if type(mode) is Level]

@@ -1,0 +1,164 @@
+"""Door 2: calls that reach us through PyTorch's dispatcher.
+
+What door 1 has no rule for is *lowered*: each BatchedTensor is wrapped in a `LoweredTensor`, a real tensor of the
+logical shape, and the original callable runs natively. Every ATen operation it makes comes back here and meets the
+same table of rules. So every composite operator works as soon as its parts do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._C import _disabled_torch_function_impl
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import enable_reentrant_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import _dispatch, _fallback, _plans
+from ._binding import Arrange, packet_of
+from ._errors import UnsupportedError, user_location
+from ._registry import Rule
+from ._tensor import BatchedTensor
+
+if TYPE_CHECKING:
+    from ._level import Level
+
+
+class LoweredTensor(Tensor):
+    """A BatchedTensor as the dispatcher sees it: a wrapper of logical sizes without data."""
+
+    _batched: BatchedTensor
+    __torch_function__ = _disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer an operation that came without our mode: from the autograd engine."""
+        level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
+        return answer(level, func, args, kwargs or {})
+
+
+def _lowered(args: Any) -> Any:
+    for a in args:
+        if type(a) is LoweredTensor:
+            yield a
+        elif isinstance(a, list | tuple):
+            yield from _lowered(a)
+
+
+class _Lowering(TorchDispatchMode):
+    """Also catches factories and plain tensors inside a lowered call."""
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        self.level = level
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return answer(self.level, func, args, kwargs or {})
+
+
+def lower(x: BatchedTensor) -> LoweredTensor:
+    """Wrap a BatchedTensor for the dispatcher."""
+    wrapped = Tensor._make_wrapper_subclass(
+        LoweredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=False
+    )
+    wrapped._batched = x
+    return wrapped
+
+
+def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an ATen operation on lowered tensors by its rule, decomposition or loop."""
+    known: dict[int, LoweredTensor] = {}
+
+    def raise_(a: Any) -> Any:
+        if type(a) is LoweredTensor:
+            known[id(a._batched)] = a
+            return a._batched
+        return type(a)(map(raise_, a)) if type(a) in (list, tuple) else a
+
+    def lower_(a: Any) -> Any:
+        if type(a) is BatchedTensor and a._level is level:
+            return known.get(id(a)) or lower(a)
+        return _plans.rebuild(a, list(map(lower_, a))) if isinstance(a, list | tuple) else a
+
+    args = raise_(tuple(args))
+    kwargs = {k: raise_(v) for k, v in kwargs.items()}
+    with enable_reentrant_dispatch():
+        return lower_(_dispatch.call(level, func, args, kwargs))
+
+
+def run(level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a native function on lowered arguments and return what it gave, raised again."""
+
+    def lower_(a: Any) -> Any:
+        if type(a) is BatchedTensor and a._level is level:
+            return lower(a)
+        return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
+
+    def raise_(a: Any) -> Any:
+        if type(a) is LoweredTensor:
+            return a._batched
+        return _plans.rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
+
+    with _Lowering(level):
+        return raise_(function(*map(lower_, args), **{k: lower_(v) for k, v in kwargs.items()}))
+
+
+def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch.Plan:
+    """Make the plan for a call without a rule: a decomposition, the loop for a kernel, or the dispatcher."""
+    if getattr(func, "__name__", "") in ("__get__", "__set__"):
+        return _plans.inherited_property_plan(func)
+    if op is not None and _fallback.is_leaf(op):
+        return _plans.from_rule(_leaf_rule(op), func, op, arrange)
+    run_unbatched = _plans.unbatched_plan(func, op)
+    draws = _is_random(func)
+    native = _native(func, op)
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if draws or _plans.any_batched(level, args, kwargs):
+            return run(level, native, args, kwargs)
+        return run_unbatched(level, args, kwargs)
+
+    return plan
+
+
+def _leaf_rule(op: OpOverload) -> Rule:
+    """Return how an operator with a kernel of its own and no rule runs: PyTorch's decomposition, else the loop."""
+    views = any(r.alias_info is not None for r in op._schema.returns)
+    body = None if views or op._schema.is_mutable else decomposition_table.get(op)
+    if body is None:
+        return Rule(_fallback.loop_rule(op), "physical", "core (loop)")
+
+    def decompose(level: Level, *args: Any, **kwargs: Any) -> Any:
+        if not _plans.any_batched(level, args, kwargs):
+            return _plans.unbatched_plan(op, op)(level, args, kwargs)
+        with level.pushed():
+            return body(*args, **kwargs)
+
+    return Rule(decompose, "logical", "core (decomposition)")
+
+
+def _is_random(func: Any) -> bool:
+    packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
+    if isinstance(func, OpOverload):
+        return _plans.RANDOM in func.tags
+    return packet is not None and any(_plans.RANDOM in getattr(packet, o).tags for o in packet.overloads())
+
+
+def _native(func: Any, op: OpOverload | None) -> Callable[..., Any]:
+    """Return what runs a composite on lowered tensors, down to the operations it is made of."""
+    if not isinstance(func, OpOverload | OpOverloadPacket) or op is None:
+        return func
+
+    def decompose(*args: Any, **kwargs: Any) -> Any:
+        out = op.decompose(*args, **kwargs)
+        if out is NotImplemented:
+            raise UnsupportedError(f"vmap: {op} has no batching rule and no parts, at {user_location()}")
+        return out
+
+    return decompose

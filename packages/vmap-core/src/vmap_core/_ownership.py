@@ -1,0 +1,140 @@
+"""Tensors made inside a mapped function: who owns them, what a write of batched data does to them.
+
+``out = torch.zeros(n); out[i] = x`` works in a Python loop, since every iteration makes its own ``out``. Under vmap
+``out`` starts as one unbatched tensor that the level owns, and is promoted (expanded and copied, once) when batched
+data is first written to it or to a view of it. A tensor from outside the function is shared by all samples: such a
+write to it is an error.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._errors import InplaceError, user_location
+from ._tensor import BatchedTensor
+
+if TYPE_CHECKING:
+    from ._level import Level
+
+
+class Origin:
+    """How an unbatched tensor came to be inside its level.
+
+    Attributes:
+        base: the owned tensor this one is a view of; None for one that owns its memory.
+        replay: makes the view again, from the promoted base.
+        views: views of an owner, in the order they were made (weak references).
+    """
+
+    __slots__ = ("base", "replay", "views")
+
+    def __init__(
+        self, base: BatchedTensor | None = None, replay: Callable[[], BatchedTensor] | None = None
+    ) -> None:
+        self.base = base
+        self.replay = replay
+        self.views: list[weakref.ref[BatchedTensor]] = []
+
+
+def fresh(level: Level, value: Any) -> BatchedTensor:
+    """Wrap an unbatched tensor that the mapped function has just made."""
+    return BatchedTensor(value, None, level, Origin())
+
+
+def shared(level: Level, value: Any) -> BatchedTensor:
+    """Wrap an unbatched tensor whose memory comes from outside (``captured.detach()``)."""
+    return BatchedTensor(value, None, level)
+
+
+def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], BatchedTensor]) -> BatchedTensor:
+    """Wrap a view of an unbatched tensor; if the level owns that one, the view follows its promotion."""
+    if of._origin is None:
+        return shared(level, value)
+    base = of._origin.base or of
+    result = BatchedTensor(value, None, level, Origin(base, replay))
+    assert base._origin is not None
+    base._origin.views.append(weakref.ref(result))
+    return result
+
+
+def promote(level: Level, x: Any, op: object) -> None:
+    """Give a tensor a batch dim in place, before batched data is written to it.
+
+    Args:
+        level: the running level, off the stack.
+        x: the tensor to be written to.
+        op: the operation, for the error.
+
+    Raises:
+        InplaceError: the tensor comes from outside the mapped function.
+    """
+    if type(x) is BatchedTensor and x._level is level:
+        if x._bdim is not None:
+            return
+        if x._origin is not None:
+            base = x._origin.base or x
+            origin = base._origin
+            assert origin is not None
+            base._value, base._bdim, base._origin = expanded(base._value, level.batch_size).clone(), 0, None
+            for ref in origin.views:
+                old = ref()
+                if old is not None and old._origin is not None:
+                    assert old._origin.replay is not None
+                    new = old._origin.replay()
+                    old._value, old._bdim, old._origin = new._value, new._bdim, None
+            return
+    raise InplaceError(
+        f"vmap: {op}(self, *extra_args) is not possible because there exists a Tensor `other` in extra_args that has "
+        f"more elements than `self`. This happened due to `other` being vmapped over but `self` not being vmapped "
+        f"over in a vmap. Please try to use out-of-place operators instead of {op}. If said operator is being called "
+        f"inside the PyTorch framework, please file a bug report instead.\n  At {user_location()}, in vmap of "
+        f"{level.name!r}: `self` comes from outside the mapped function, so all samples share it. Instead: write to a "
+        f"tensor made inside the function (self.clone()), or map over it with in_dims."
+    )
+
+
+def expanded(value: Any, batch_size: int) -> Any:
+    """Return an unbatched value as ``batch_size`` equal samples in front, without a copy."""
+    return value.expand(batch_size, *value.shape)
+
+
+def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
+    """``x.requires_grad_()`` inside a mapped function: per-sample gradients need one leaf per sample.
+
+    A detached or new unbatched tensor becomes a batched leaf, expanded without a copy, so that autograd keeps the
+    samples' gradients apart.
+    """
+    if type(x) is not BatchedTensor or x._level is not level:
+        return x.requires_grad_(requires_grad)
+    value = x._value
+    if value.requires_grad == requires_grad:
+        return x
+    if not requires_grad:
+        value.requires_grad_(False)
+        return x
+    if x._bdim is None:
+        x._value, x._bdim, x._origin = expanded(value.detach(), level.batch_size), 0, None
+    else:
+        x._value = value.detach()  # the caller's physical tensor must not start to require grad
+    x._value.requires_grad_()
+    return x
+
+
+def same_storage(a: Any, b: Any) -> bool:
+    """Tell whether two values share memory, looking through levels."""
+    while type(a) is BatchedTensor:
+        a = a._value
+    while type(b) is BatchedTensor:
+        b = b._value
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    try:
+        with torch._C.DisableTorchFunction():
+            return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # no storage: sparse, meta wrappers
+        return a is b

@@ -1,0 +1,55 @@
+"""What the author of a rule pack needs; everything here is public API."""
+
+from ._dims import (
+    align,
+    ensure_bdim,
+    logical_rank,
+    pad_rank,
+    physical_dim,
+    physical_dims,
+    promote_like_samples,
+    to_front,
+    wrap_dim,
+)
+from ._dispatch import call, emitter
+from ._errors import user_location
+from ._fallback import loop, loop_rule
+from ._families import batch_first, pointwise, reduction
+from ._level import Level
+from ._level import Level as BatchInfo
+from ._ownership import promote, requires_grad_
+from ._packs import hookimpl, register, unregister
+from ._plans import unwrap, wrap
+from ._registry import RulePack
+from ._tensor import BatchedTensor
+
+__all__ = [
+    "BatchInfo",
+    "BatchedTensor",
+    "Level",
+    "RulePack",
+    "align",
+    "batch_first",
+    "call",
+    "emitter",
+    "ensure_bdim",
+    "hookimpl",
+    "logical_rank",
+    "loop",
+    "loop_rule",
+    "pad_rank",
+    "physical_dim",
+    "physical_dims",
+    "pointwise",
+    "promote",
+    "promote_like_samples",
+    "reduction",
+    "register",
+    "requires_grad_",
+    "to_front",
+    "unregister",
+    "unwrap",
+    "user_location",
+    "wrap",
+    "wrap_dim",
+]
