@@ -7,6 +7,7 @@ same table of rules. So every composite operator works as soon as its parts do.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,19 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return lower_(_dispatch.call(level, func, args, kwargs))
 
 
-def run(level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a native function on lowered arguments and return what it gave, raised again."""
+def run_lowered(
+    level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, mode: bool = True
+) -> Any:
+    """Run a native function on lowered arguments and return what it gave, raised again.
+
+    Args:
+        level: the level whose tensors are lowered, off the stack.
+        function: a C++ function of PyTorch, or what calls one.
+        args: its arguments, BatchedTensors among them, also in lists and tuples.
+        kwargs: its keyword arguments.
+        mode: also catch operations without a batched operand (factories, random operations). The autograd engine
+            does without: what it computes from saved tensors alone is the same for all samples.
+    """
 
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor and a._level is level:
@@ -105,7 +117,7 @@ def run(level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwarg
             return a._batched
         return _plans.rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
 
-    with _Lowering(level):
+    with _Lowering(level) if mode else contextlib.nullcontext():
         return raise_(function(*map(lower_, args), **{k: lower_(v) for k, v in kwargs.items()}))
 
 
@@ -121,7 +133,7 @@ def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if draws or _plans.any_batched(level, args, kwargs):
-            return run(level, native, args, kwargs)
+            return run_lowered(level, native, args, kwargs)
         return run_unbatched(level, args, kwargs)
 
     return plan
@@ -131,6 +143,8 @@ def _leaf_rule(op: OpOverload) -> Rule:
     """Return how an operator with a kernel of its own and no rule runs: PyTorch's decomposition, else the loop."""
     views = any(r.alias_info is not None for r in op._schema.returns)
     body = None if views or op._schema.is_mutable else decomposition_table.get(op)
+    if body is not None and body.__module__.startswith("torch._refs"):
+        body = None  # those end in prims, which have no rules
     if body is None:
         return Rule(_fallback.loop_rule(op), "physical", "core (loop)")
 

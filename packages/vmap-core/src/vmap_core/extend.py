@@ -17,6 +17,7 @@ from ._fallback import loop, loop_rule
 from ._families import batch_first, pointwise, reduction
 from ._level import Level
 from ._level import Level as BatchInfo
+from ._lower import run_lowered
 from ._ownership import promote, requires_grad_
 from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
@@ -46,6 +47,7 @@ __all__ = [
     "reduction",
     "register",
     "requires_grad_",
+    "run_lowered",
     "to_front",
     "unregister",
     "unwrap",
