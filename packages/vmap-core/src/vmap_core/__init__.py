@@ -1,6 +1,6 @@
 """vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
 
-from . import _level, _tensor, _dispatch  # noqa: F401
+from . import _dispatch as _dispatch  # first: the modules below it import each other through it
 from ._errors import (
     DataDependentError,
     EscapedTensorError,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._C import _len_torch_function_stack
@@ -19,24 +19,23 @@ from torch._C import _push_on_torch_function_stack as push_level
 from torch._C import _skip_one_hop_torch_function as skip_one_hop
 from torch._ops import OpOverload, OpOverloadPacket
 
-from . import _binding, _level, _tensor
+from . import _binding
 from ._errors import EscapedTensorError, user_location
+from ._level import Level
+from ._tensor import BatchedTensor
 
-if TYPE_CHECKING:
-    from ._level import Level
-
-Plan = Callable[["Level", tuple[Any, ...], dict[str, Any]], Any]
-_NO_KWARGS: dict[str, Any] = {}
+Plan = Callable[[Level, tuple[Any, ...], dict[str, Any]], Any]
+NO_KWARGS: dict[str, Any] = {}
 
 
-def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = _NO_KWARGS) -> Any:
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KWARGS) -> Any:
     """Run a call made through a BatchedTensor's own method or operator."""
     try:
         mode = pop_level()
     except RuntimeError:  # no level is active in this thread
         return outside(func, args, kwargs)
     try:
-        if type(mode) is _level.Level:
+        if type(mode) is Level:
             return call(mode, func, args, kwargs)
         return mode.__torch_function__(_callable(func), (torch.Tensor,), args, kwargs)  # the user's own mode
     finally:
@@ -55,13 +54,24 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     key: Any = (func, *map(type, args))
     if kwargs:
         key += (*kwargs, *map(type, kwargs.values()))
-    if list in key or tuple in key:
-        key = (key, *(_element_types(a) for a in (*args, *kwargs.values())))
-    plans = level.table.plans
-    plan = plans.get(key)
+    plan = level.plans.get(key)
     if plan is None:
-        plan = plans[key] = make_plan(level, func, args, kwargs)
+        listed = list in key or tuple in key
+        plan = level.plans[key] = by_elements(key) if listed else make_plan(level, func, args, kwargs)
     return plan(level, args, kwargs)
+
+
+def by_elements(key: Any) -> Plan:
+    """Make the plan of a call with lists: the types in a list, too, decide between overloads."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        full = (key, *map(_element_types, args), *map(_element_types, kwargs.values()))
+        plan = level.plans.get(full)
+        if plan is None:
+            plan = level.plans[full] = make_plan(level, key[0], args, kwargs)
+        return plan(level, args, kwargs)
+
+    return plan
 
 
 def _element_types(a: Any) -> Any:
@@ -81,7 +91,7 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
     rule = level.table.rule(func)
     if rule is not None and not isinstance(func, OpOverload):
-        return _plans.from_rule(rule, func, None, None)
+        return _plans.from_rule(rule, func, None, None, args)
     if type(func) is FunctionType:
         return body_plan(func)
     if kwargs.get("out") is not None:
@@ -89,7 +99,7 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if "requires_grad" in kwargs and type(func) is BuiltinFunctionType:
         return _plans.factory_plan(func)
     op, arrange = _binding.bind(func, args, kwargs) or (None, None)
-    plan = None if op is None else _plans.for_overload(level, func, op, arrange)
+    plan = None if op is None else _plans.for_overload(level, func, op, arrange, args)
     return plan or _lower.plan(func, op, arrange)
 
 
@@ -99,7 +109,7 @@ def body_plan(func: Any) -> Plan:
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         push_level(level)
         try:
-            return skip_one_hop(func, (_tensor.BatchedTensor,), args, kwargs)
+            return skip_one_hop(func, (BatchedTensor,), args, kwargs)
         finally:
             pop_level()
 
@@ -108,7 +118,7 @@ def body_plan(func: Any) -> Plan:
 
 def physically(function: Callable[[Any], Any], value: Any) -> Any:
     """Look at a physical value with the innermost level off the stack."""
-    if type(value) is _tensor.BatchedTensor or not _len_torch_function_stack():
+    if type(value) is BatchedTensor or not _len_torch_function_stack():
         return function(value)
     mode = pop_level()
     try:
@@ -129,7 +139,7 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dead: list[Any] = []
 
     def revive(a: Any) -> Any:
-        if type(a) is _tensor.BatchedTensor:
+        if type(a) is BatchedTensor:
             if a._bdim is None:
                 return revive(a._value)
             dead.append(a)

@@ -29,6 +29,7 @@ class Level(TorchFunctionMode):
         batch_size: number of samples.
         randomness: ``"error"``, ``"same"`` or ``"different"``.
         table: the rules in force.
+        plans: the table's plans, one lookup closer.
         name: how messages call this level (the name of the mapped function).
         depth: number of modes outside this one.
         active: False once the vmap has returned.
@@ -39,6 +40,7 @@ class Level(TorchFunctionMode):
         self.batch_size = batch_size
         self.randomness = randomness
         self.table = table
+        self.plans = table.plans
         self.name = name
         self.active = True
         self.depth = _len_torch_function_stack()
@@ -47,7 +49,7 @@ class Level(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
-        return _dispatch.call(self, func, args, kwargs or {})
+        return _dispatch.call(self, func, args, kwargs or _dispatch.NO_KWARGS)
 
     def __enter__(self) -> "Level":
         """Make this the innermost level."""

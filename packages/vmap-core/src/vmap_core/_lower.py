@@ -89,6 +89,8 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     args = raise_(tuple(args))
     kwargs = {k: raise_(v) for k, v in kwargs.items()}
+    if not known and (func._schema.is_mutable or any(r.alias_info for r in func._schema.returns)):
+        return func(*args, **kwargs)  # plain tensors only: a view stays one of the tensor it was made from
     with enable_reentrant_dispatch():
         return lower_(_dispatch.call(level, func, args, kwargs))
 

@@ -21,18 +21,76 @@ if TYPE_CHECKING:
 RANDOM = torch.Tag.nondeterministic_seeded
 
 
-def for_overload(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Plan | None:
+def for_overload(
+    level: Level, func: Any, op: OpOverload, arrange: Arrange | None, args: tuple[Any, ...]
+) -> Plan | None:
     """Return the plan for a call that means ``op``, or None if only the dispatcher knows how to run it."""
     from ._families import default_rule
 
     if op._schema.is_mutable:
         return _inplace.plan(level, func, op, arrange)
     rule = level.table.rule(op) or default_rule(op)
-    return None if rule is None else from_rule(rule, func, op, arrange)
+    return None if rule is None else from_rule(rule, func, op, arrange, args)
 
 
-def from_rule(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Plan:
-    """Make the plan that runs a rule."""
+def from_rule(
+    rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None, args: tuple[Any, ...] = ()
+) -> Plan:
+    """Make the plan that runs a rule.
+
+    Args:
+        rule: the rule.
+        func: what was called.
+        op: the overload it means, if it means one.
+        arrange: brings the arguments into the schema's order.
+        args: arguments of the first such call; their types hold for all.
+    """
+    general = _general_plan(rule, func, op, arrange)
+    emit = getattr(rule.function, "emit", None)
+    if emit is None or arrange is not None:
+        return general
+    return _pointwise_plan(emit, general, [type(a) for a in args])
+
+
+def _pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -> Plan:
+    """Make the short cut of an elementwise operation: operands that agree need no alignment.
+
+    Operands of equal rank with the batch dim at one place broadcast and promote as the samples do.
+    """
+    if types == [BatchedTensor]:
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = args[0]
+            if x._level is level and x._bdim is not None and not kwargs:
+                return BatchedTensor(emit(x._value), x._bdim, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if types == [BatchedTensor, BatchedTensor]:
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, y = args
+            bdim = x._bdim
+            if x._level is level and y._level is level and bdim is not None and bdim == y._bdim and not kwargs:
+                a, b = x._value, y._value
+                if a.ndim == b.ndim:
+                    return BatchedTensor(emit(a, b), bdim, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if types in ([BatchedTensor, float], [BatchedTensor, int]):
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, number = args
+            if x._level is level and x._bdim is not None and not kwargs:
+                return BatchedTensor(emit(x._value, number), x._bdim, level)
+            return general(level, args, kwargs)
+
+        return plan
+    return general
+
+
+def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Plan:
     function = rule.function
     if rule.kind == "logical":
 

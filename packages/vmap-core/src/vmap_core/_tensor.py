@@ -223,14 +223,14 @@ def _binary(func: Any, name: str, swap: bool = False) -> Callable[..., Any]:
     """Make an operator; an operand which is no tensor or number gets NotImplemented, as Python expects."""
 
     def forward(self: BatchedTensor, other: Any) -> Any:
-        if not isinstance(other, _OPERANDS):
-            return NotImplemented
-        return _dispatch.dispatch(func, (self, other))
+        if type(other) in _COMMON or isinstance(other, _OPERANDS):
+            return _dispatch.dispatch(func, (self, other))
+        return NotImplemented
 
     def reflected(self: BatchedTensor, other: Any) -> Any:
-        if not isinstance(other, _OPERANDS):
-            return NotImplemented
-        return _dispatch.dispatch(func, (other, self))
+        if type(other) in _COMMON or isinstance(other, _OPERANDS):
+            return _dispatch.dispatch(func, (other, self))
+        return NotImplemented
 
     method = reflected if swap else forward
     method.__name__ = name
@@ -238,6 +238,8 @@ def _binary(func: Any, name: str, swap: bool = False) -> Callable[..., Any]:
 
 
 _OPERANDS = (Tensor, int, float, complex, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+_COMMON = {BatchedTensor, Tensor, float, int}
 
 _OPERATORS = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "truediv": torch.true_divide,

@@ -11,8 +11,6 @@ pack = RulePack("core.pointwise")
 pack.family(
     pointwise,
     aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
     aten.zeros_like.default,
     aten.ones_like.default,
 )

@@ -1,0 +1,390 @@
+"""Views: the dims of a sample are translated around the batch dim, and the result stays a view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .._dims import physical_dim, physical_dims, to_front, wrap_dim
+from .._registry import RuleFunction, RulePack
+
+aten = torch.ops.aten
+pack = RulePack("core.view")
+
+
+def logical_shape(x: Any, bdim: int | None) -> list[int]:
+    """Return the shape of one sample's tensor."""
+    shape = list(x.shape)
+    if bdim is not None:
+        del shape[bdim]
+    return shape
+
+
+def infer_size(shape: Sequence[int], numel: int) -> list[int]:
+    """Return ``shape`` with its -1 worked out, as PyTorch does for a tensor of ``numel`` elements."""
+    shape = list(shape)
+    holes = [i for i, n in enumerate(shape) if n == -1]
+    if len(holes) > 1:
+        raise RuntimeError("only one dimension can be inferred")
+    known = 1
+    for n in shape:
+        if n < -1:
+            raise RuntimeError(f"invalid shape dimension {n}")
+        known *= n if n != -1 else 1
+    if holes:
+        if known == 0:
+            raise RuntimeError(
+                f"cannot reshape tensor of {numel} elements into shape {shape} because the unspecified dimension "
+                f"size -1 can be any value and is ambiguous"
+            )
+        shape[holes[0]] = numel // known
+        known *= shape[holes[0]]
+    if known != numel:
+        raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {numel}")
+    return shape
+
+
+def _numel(shape: Sequence[int]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _reshaper(name: str) -> RuleFunction:
+    def reshape(info: Any, in_dims: Any, x: Any, shape: Sequence[int]) -> Any:
+        """(*) -> (*shape). A view if the sample's would be one."""
+        bdim = in_dims[0]
+        size = infer_size(shape, _numel(logical_shape(x, bdim)))
+        x = to_front(x, bdim)
+        return getattr(x, name)(x.shape[0], *size), 0
+
+    return reshape
+
+
+pack.add(aten.view.default, _reshaper("view"))
+pack.add(aten._unsafe_view.default, _reshaper("reshape"))
+pack.add(aten.reshape.default, _reshaper("reshape"))
+
+
+@pack.rule(aten._reshape_alias.default)
+def _reshape_alias(info, in_dims, x, size, stride):
+    """(*) -> (*size)."""
+    return _reshaper("reshape")(info, in_dims, x, size)
+
+
+@pack.rule(aten.view_as.default, aten.reshape_as.default)
+def view_as(info, in_dims, x, other):
+    """(*), (*shape) -> (*shape)."""
+    if in_dims[0] is None:
+        return x.view(logical_shape(other, in_dims[1])), None
+    return _reshaper("view")(info, in_dims, x, logical_shape(other, in_dims[1]))
+
+
+@pack.rule(aten.expand.default)
+def expand(info, in_dims, x, size, *, implicit=False):
+    """(*) -> (*size), broadcast. A view; the batch dim stays."""
+    bdim = in_dims[0]
+    rank = x.ndim - 1
+    added = len(size) - rank
+    if added < 0:
+        raise RuntimeError(
+            f"expand: the number of sizes provided ({len(size)}) must be greater or equal to the number of "
+            f"dimensions in the tensor ({rank})"
+        )
+    if not added:
+        return x.expand(*size[:bdim], x.shape[bdim], *size[bdim:]), bdim
+    x = to_front(x, bdim)
+    x = x.reshape(x.shape[0], *(1,) * added, *x.shape[1:])
+    return x.expand(x.shape[0], *size), 0
+
+
+@pack.rule(aten.expand_as.default)
+def expand_as(info, in_dims, x, other):
+    """(*), (*size) -> (*size)."""
+    size = logical_shape(other, in_dims[1])
+    return (x.expand(size), None) if in_dims[0] is None else expand(info, in_dims, x, size)
+
+
+@pack.rule(aten.permute.default)
+def permute(info, in_dims, x, dims):
+    """(*) -> (*), dims in a new order. The batch dim goes first, a view all the same."""
+    bdim = in_dims[0]
+    return x.permute(bdim, *physical_dims(dims, x.ndim - 1, bdim)), 0
+
+
+@pack.rule(aten.transpose.int)
+def transpose(info, in_dims, x, dim0, dim1):
+    """(*) -> (*), two dims swapped."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        wrap_dim(dim0, 0), wrap_dim(dim1, 0)
+        return aten.alias.default(x), bdim
+    return x.transpose(physical_dim(dim0, rank, bdim), physical_dim(dim1, rank, bdim)), bdim
+
+
+@pack.rule(aten.t.default)
+def t(info, in_dims, x):
+    """(n, m) -> (m, n); a vector or scalar as it is."""
+    rank = x.ndim - 1
+    if rank > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {rank}D")
+    return (transpose(info, in_dims, x, 0, 1) if rank == 2 else (aten.alias.default(x), in_dims[0]))
+
+
+@pack.rule(aten.numpy_T.default)
+def numpy_T(info, in_dims, x):
+    """(*) -> (*), all dims reversed."""
+    return permute(info, in_dims, x, range(x.ndim - 2, -1, -1))
+
+
+@pack.rule(aten.unsqueeze.default)
+def unsqueeze(info, in_dims, x, dim):
+    """(*) -> (*, 1, *). The dim counts on the result, which has one more."""
+    bdim = in_dims[0]
+    dim = wrap_dim(dim, x.ndim)
+    return (x.unsqueeze(dim), bdim + 1) if dim <= bdim else (x.unsqueeze(dim + 1), bdim)
+
+
+@pack.rule(aten.squeeze.default)
+def squeeze(info, in_dims, x):
+    """(*) -> (*) without its dims of size one."""
+    return squeeze_dims(info, in_dims, x, range(x.ndim - 1))
+
+
+@pack.rule(aten.squeeze.dim)
+def squeeze_dim(info, in_dims, x, dim):
+    """(*) -> (*) without ``dim``, if its size is one."""
+    return squeeze_dims(info, in_dims, x, [dim])
+
+
+@pack.rule(aten.squeeze.dims)
+def squeeze_dims(info, in_dims, x, dims):
+    """(*) -> (*) without those of ``dims`` whose size is one."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        for d in dims:
+            wrap_dim(d, 0)
+        return aten.alias.default(x), bdim
+    gone = [d for d in physical_dims(list(dims), rank, bdim) if x.shape[d] == 1]
+    return x.squeeze(tuple(gone)) if gone else aten.alias.default(x), bdim - sum(d < bdim for d in gone)
+
+
+@pack.rule(aten.select.int)
+def select(info, in_dims, x, dim, index):
+    """(*, n, *) -> (*, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        raise IndexError("select() cannot be applied to a 0-dim tensor.")
+    d = physical_dim(dim, rank, bdim)
+    return x.select(d, index), bdim - (d < bdim)
+
+
+@pack.rule(aten.slice.Tensor)
+def slice_(info, in_dims, x, dim=0, start=None, end=None, step=1):
+    """(*, n, *) -> (*, m, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        raise RuntimeError("slice() cannot be applied to a 0-dim tensor.")
+    return aten.slice.Tensor(x, physical_dim(dim, rank, bdim), start, end, step), bdim
+
+
+@pack.rule(aten.narrow.default)
+def narrow(info, in_dims, x, dim, start, length):
+    """(*, n, *) -> (*, length, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
+    return x.narrow(physical_dim(dim, rank, bdim), start, length), bdim
+
+
+@pack.rule(aten.unbind.int)
+def unbind(info, in_dims, x, dim=0):
+    """(*, n, *) -> n times (*, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        raise IndexError("Dimension specified as 0 but tensor has no dimensions")
+    d = physical_dim(dim, rank, bdim)
+    return x.unbind(d), bdim - (d < bdim)
+
+
+def _splitter(op: Any) -> RuleFunction:
+    """Make the rule of an operator that cuts ``dim``, its third argument, into a list of views."""
+
+    def split(info: Any, in_dims: Any, x: Any, sizes: Any, dim: int = 0) -> Any:
+        bdim, rank = in_dims[0], x.ndim - 1
+        if not rank:
+            raise RuntimeError("split expects at least a 1-dimensional tensor")
+        return op(x, sizes, physical_dim(dim, rank, bdim)), bdim
+
+    return split
+
+
+pack.family(
+    _splitter,
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+    aten.unsafe_chunk.default,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+)
+
+
+@pack.rule(aten.diagonal.default)
+def diagonal(info, in_dims, x, offset=0, dim1=0, dim2=1):
+    """(*, n, *, m, *) -> (*, *, *, k)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    a, b = physical_dim(dim1, rank, bdim), physical_dim(dim2, rank, bdim)
+    return aten.diagonal.default(x, offset, a, b), bdim - (a < bdim) - (b < bdim)
+
+
+@pack.rule(aten.unfold.default)
+def unfold(info, in_dims, x, dimension, size, step):
+    """(*, n, *) -> (*, windows, *, size)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        wrap_dim(dimension, 0)
+        if size > 1:
+            raise RuntimeError("maximum size for tensor at dimension 0 is 1 but size is " + str(size))
+        return x.unsqueeze(-1).narrow(-1, 0, size), bdim
+    return x.unfold(physical_dim(dimension, rank, bdim), size, step), bdim
+
+
+@pack.rule(aten.movedim.intlist, aten.moveaxis.intlist)
+def movedim(info, in_dims, x, source, destination):
+    """(*) -> (*), some dims moved."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    x = to_front(x, bdim)
+    return x.movedim(physical_dims(source, rank), physical_dims(destination, rank)), 0
+
+
+@pack.rule(aten.movedim.int, aten.moveaxis.int)
+def movedim_int(info, in_dims, x, source, destination):
+    """(*) -> (*), one dim moved."""
+    return movedim(info, in_dims, x, [source], [destination])
+
+
+def _same_dims(op: Any) -> RuleFunction:
+    """Make the rule of a view of the elements: every dim stays."""
+
+    def element_view(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return op(x, *args, **kwargs), in_dims[0]
+
+    return element_view
+
+
+pack.family(
+    _same_dims,
+    aten.alias.default,
+    aten.detach.default,
+    aten._conj.default,
+    aten.conj.default,
+    aten._neg_view.default,
+    aten.resolve_conj.default,
+    aten.resolve_neg.default,
+    aten.real.default,
+    aten.imag.default,
+    aten.lift_fresh.default,
+    aten.lift.default,
+)
+
+
+@pack.rule(aten.view_as_real.default)
+def view_as_real(info, in_dims, x):
+    """Complex (*) -> (*, 2)."""
+    return torch.view_as_real(x), in_dims[0]
+
+
+@pack.rule(aten.view_as_complex.default)
+def view_as_complex(info, in_dims, x):
+    """(*, 2) -> complex (*)."""
+    bdim = in_dims[0]
+    if x.ndim == 1:
+        raise RuntimeError("Input tensor must have one or more dimensions")
+    if bdim == x.ndim - 1:
+        x, bdim = to_front(x, bdim), 0
+    return torch.view_as_complex(x), bdim
+
+
+@pack.rule(aten.view.dtype)
+def view_dtype(info, in_dims, x, dtype):
+    """(*, n) -> (*, n * old size / new size), the bytes read anew."""
+    bdim = in_dims[0]
+    if x.ndim == 1 and x.element_size() != torch.empty((), dtype=dtype).element_size():
+        raise RuntimeError(
+            f"self.dim() cannot be 0 to view {x.dtype} as {dtype} (different element sizes)"
+        )
+    if bdim == x.ndim - 1:
+        x, bdim = to_front(x, bdim), 0
+    return x.view(dtype), bdim
+
+
+@pack.rule(aten.as_strided.default)
+def as_strided(info, in_dims, x, size, stride, storage_offset=None):
+    """(*) -> (*size) over the sample's memory, which lies ``x.stride(bdim)`` elements after the one before.
+
+    An offset counts from the start of the storage, as it does for the tensor itself: it is only meaningful for the
+    first sample, so it must be the tensor's own.
+    """
+    bdim = in_dims[0]
+    batch_stride, n = x.stride(bdim), x.shape[bdim]
+    if storage_offset is None:
+        storage_offset = x.storage_offset()
+    reach = sum((k - 1) * s for k, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
+    own = sum((k - 1) * s for d, (k, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
+    start = storage_offset - x.storage_offset()
+    if n > 1 and (start < 0 or start + reach > max(own, 0)):
+        raise RuntimeError(
+            f"vmap: as_strided(size={list(size)}, stride={list(stride)}, storage_offset={storage_offset}) would leave "
+            f"the memory of one sample, of shape {logical_shape(x, bdim)}"
+        )
+    return x.as_strided((n, *size), (batch_stride, *stride), storage_offset), 0
+
+
+def _property(name: str, op: Any) -> None:
+    """Answer a property of Tensor with the operator that computes it."""
+
+    def view_property(info: Any, in_dims: Any, x: Any) -> Any:
+        return pack.rules[op].function(info, in_dims, x)
+
+    pack.add(getattr(torch.Tensor, name).__get__, view_property)
+
+
+_property("T", aten.numpy_T.default)
+
+
+def _matrix(name: str, conjugate: bool) -> RuleFunction:
+    def matrix_transpose(info: Any, in_dims: Any, x: Any) -> Any:
+        """(*, n, m) -> (*, m, n), conjugated for mH and H."""
+        bdim, rank = in_dims[0], x.ndim - 1
+        if rank < 2 and not (name == "H" and rank == 0):
+            raise RuntimeError(
+                f"tensor.{name} is only supported on matrices or batches of matrices. Got {rank}-D tensor."
+            )
+        if name == "H" and rank > 2:
+            raise RuntimeError(
+                f"tensor.H is only supported on matrices (2-D tensors). Got {rank}-D tensor. For batches of matrices, "
+                f"consider using tensor.mH"
+            )
+        out = x.transpose(physical_dim(-2, rank, bdim), physical_dim(-1, rank, bdim)) if rank else x
+        return (out.conj() if conjugate and out.is_complex() else out), bdim
+
+    return matrix_transpose
+
+
+for _name, _conjugate, _ops in (
+    ("mT", False, (aten.mT.default, torch.Tensor.mT.__get__)),
+    ("mH", True, (aten.mH.default, aten.adjoint.default, torch.Tensor.mH.__get__)),
+    ("H", True, (aten.matrix_H.default, torch.Tensor.H.__get__)),
+):
+    for _op in _ops:
+        pack.add(_op, _matrix(_name, _conjugate))
+
+for _name, _op in (("real", aten.real.default), ("imag", aten.imag.default), ("data", aten.detach.default)):
+    _property(_name, _op)
