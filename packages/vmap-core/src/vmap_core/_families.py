@@ -83,7 +83,6 @@ def reduction(op: OpOverload) -> RuleFunction:
     dim_at = names.index("dim")
     keep_at = names.index("keepdim") if "keepdim" in names else None
     takes_list = "List" in str(op._schema.arguments[dim_at].type)
-    emit = op
 
     def reduction(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
@@ -95,21 +94,55 @@ def reduction(op: OpOverload) -> RuleFunction:
             dim = None
         keepdim = keep_at is not None and len(given) > keep_at and given[keep_at]
         if not rank:  # a sample's scalar: PyTorch lets it be reduced over dim 0 or -1
-            physical_dims(dim, 0 if dim is not None else 1, None)
-            x, bdim = x.unsqueeze(-1), 0
-            dims = [1]
-            given[0] = x.movedim(in_dims[0], 0) if in_dims[0] else x
+            if dim is not None:
+                physical_dims(dim, 0, None)
+            given[0], dims = x.unsqueeze(-1), [1]
             if keepdim:
                 given[keep_at] = False
         else:
             dims = physical_dims(dim, rank, bdim)
         given[dim_at] = dims if takes_list else dims[0]
-        out = emit(*given, **kwargs)
+        out = op(*given, **kwargs)
         if not keepdim and rank:
             bdim -= sum(d < bdim for d in dims)
         return out, bdim
 
     return reduction
+
+
+def along_dim(op: OpOverload) -> RuleFunction:
+    """Make the rule of an operator that works along one ``dim`` and keeps the rank (cumsum, sort, softmax)."""
+    arguments = op._schema.arguments
+    dim_at = [a.name for a in arguments].index("dim")
+    keyword = arguments[dim_at].kwarg_only
+
+    def along_dim(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        bdim = in_dims[0]
+        rank = x.ndim - 1
+        if keyword:
+            dim = kwargs.get("dim", arguments[dim_at].default_value)
+            given = [x, *args]
+        else:
+            given = [x, *args]
+            given += [a.default_value for a in arguments[len(given) : dim_at + 1]]
+            dim = given[dim_at]
+        if rank:
+            (d,) = physical_dims(dim, rank, bdim)
+        else:
+            physical_dims(dim, 0, None)
+            given[0], d = x.unsqueeze(-1), 1
+        if keyword:
+            kwargs = {**kwargs, "dim": d}
+        else:
+            given[dim_at] = d
+        out = op(*given, **kwargs)
+        if rank:
+            return out, bdim
+        if isinstance(out, torch.Tensor):
+            return out.squeeze(-1), 0
+        return type(out)([o.squeeze(-1) for o in out]), 0
+
+    return along_dim
 
 
 def batch_first(op: OpOverload) -> RuleFunction:

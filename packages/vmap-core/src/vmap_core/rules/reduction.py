@@ -1,0 +1,186 @@
+"""Reductions: the batch dim stays where it is, the dims to reduce are counted around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import physical_dims, to_front
+from .._families import along_dim, reduction
+from .._registry import RuleFunction, RulePack
+
+aten = torch.ops.aten
+pack = RulePack("core.reduction")
+
+pack.family(
+    reduction,
+    aten.all.dim,
+    aten.all.dims,
+    aten.amax.default,
+    aten.amin.default,
+    aten.any.dim,
+    aten.any.dims,
+    aten.count_nonzero.dim_IntList,
+    aten.kthvalue.default,
+    aten.linalg_vector_norm.default,
+    aten.logsumexp.default,
+    aten.max.dim,
+    aten.mean.dim,
+    aten.median.dim,
+    aten.min.dim,
+    aten.mode.default,
+    aten.nanmean.default,
+    aten.nanmedian.dim,
+    aten.nansum.default,
+    aten.norm.ScalarOpt_dim,
+    aten.norm.ScalarOpt_dim_dtype,
+    aten.prod.dim_int,
+    aten.std.correction,
+    aten.std.dim,
+    aten.std_mean.correction,
+    aten.std_mean.dim,
+    aten.sum.dim_IntList,
+    aten.var.correction,
+    aten.var.dim,
+    aten.var_mean.correction,
+    aten.var_mean.dim,
+)
+pack.family(
+    along_dim,
+    aten._log_softmax.default,
+    aten._softmax.default,
+    aten.cummax.default,
+    aten.cummin.default,
+    aten.cumprod.default,
+    aten.cumsum.default,
+    aten.log_softmax.int,
+    aten.logcumsumexp.default,
+    aten.softmax.int,
+)
+
+
+def over_all(op: Any) -> RuleFunction:
+    """Make the rule of a reduction over the whole sample, from the one that takes dims."""
+
+    def reduce_all(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        bdim = in_dims[0]
+        dims = physical_dims(None, x.ndim - 1, bdim)
+        if not dims:  # a sample's scalar
+            return op(x.unsqueeze(-1), [x.ndim], *args, **kwargs), bdim
+        return op(x, dims, *args, **kwargs), 0
+
+    return reduce_all
+
+
+def over_flat(op: Any) -> RuleFunction:
+    """Make the rule of a reduction over the whole sample, from one over a single dim."""
+
+    def reduce_flat(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return op(flat(x, in_dims[0]), 1, *args, **kwargs), 0
+
+    return reduce_flat
+
+
+def flat(x: Any, bdim: int) -> Any:
+    """Return each sample as a vector: (B, numel)."""
+    x = to_front(x, bdim)
+    return x.reshape(x.shape[0], x.shape[1:].numel())
+
+
+for _op, _dim_op in (
+    (aten.all.default, aten.all.dims),
+    (aten.any.default, aten.any.dims),
+    (aten.max.default, aten.amax.default),
+    (aten.mean.default, aten.mean.dim),
+    (aten.min.default, aten.amin.default),
+    (aten.sum.default, aten.sum.dim_IntList),
+):
+    pack.add(_op, over_all(_dim_op))
+
+pack.add(aten.prod.default, over_flat(aten.prod.dim_int))
+
+
+def _spread_over_ties(op: Any) -> RuleFunction:
+    """Make the rule of median(), whose gradient is shared by all elements equal to it (median(dim) picks one)."""
+
+    def median(info: Any, in_dims: Any, x: Any) -> Any:
+        x = flat(x, in_dims[0])
+        if not x.shape[1]:
+            return x.new_full((x.shape[0],), float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min), 0
+        value = op(x.detach(), 1)[0]
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return value, 0
+        ties = (x.detach() == value[:, None]) | (x.detach().isnan() & value.isnan()[:, None])
+        zero = torch.where(ties, x - x.detach(), 0).nan_to_num()
+        return value + zero.sum(1) / ties.sum(1).clamp(min=1), 0
+
+    return median
+
+
+pack.add(aten.median.default, _spread_over_ties(aten.median.dim))
+pack.add(aten.nanmedian.default, _spread_over_ties(aten.nanmedian.dim))
+
+
+def _moment(op: Any) -> RuleFunction:
+    def moment(info: Any, in_dims: Any, x: Any, unbiased: bool = True) -> Any:
+        """(*) -> ()."""
+        return op(flat(x, in_dims[0]), [1], correction=int(unbiased)), 0
+
+    return moment
+
+
+for _packet in (aten.var, aten.std, aten.var_mean, aten.std_mean):
+    pack.add(_packet.default, _moment(_packet.correction))
+
+
+def _arg(op: Any) -> RuleFunction:
+    with_dim = reduction(op)
+
+    def arg(info: Any, in_dims: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+        """(*, n, *) -> (*, *); over the flattened sample without a dim."""
+        if dim is not None:
+            return with_dim(info, in_dims, x, dim, keepdim)
+        out = op(flat(x, in_dims[0]), 1)
+        return (out.reshape(-1, *(1,) * (x.ndim - 1)) if keepdim else out), 0
+
+    return arg
+
+
+pack.family(_arg, aten.argmax.default, aten.argmin.default)
+
+
+@pack.rule(aten.count_nonzero.default)
+def count_nonzero(info, in_dims, x, dim=None):
+    """(*, n, *) -> (*, *)."""
+    if dim is None:
+        return torch.count_nonzero(flat(x, in_dims[0]), 1), 0
+    return pack.rules[aten.count_nonzero.dim_IntList].function(info, in_dims, x, [dim])
+
+
+@pack.rule(aten.aminmax.default)
+def aminmax(info, in_dims, x, *, dim=None, keepdim=False):
+    """(*, n, *) -> twice (*, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if dim is None:
+        out = torch.aminmax(flat(x, bdim), dim=1)
+        if keepdim:
+            shape = (-1, *(1,) * rank)
+            out = type(out)([o.reshape(shape) for o in out])
+        return out, 0
+    if not rank:
+        return torch.aminmax(x.unsqueeze(-1), dim=1), 0
+    (d,) = physical_dims(dim, rank, bdim)
+    return torch.aminmax(x, dim=d, keepdim=keepdim), bdim if keepdim else bdim - (d < bdim)
+
+
+@pack.rule(aten.norm.Scalar)
+def norm_scalar(info, in_dims, x, p=2):
+    """(*) -> ()."""
+    return torch.linalg.vector_norm(flat(x, in_dims[0]), p, 1), 0
+
+
+@pack.rule(aten.norm.ScalarOpt_dtype)
+def norm_dtype(info, in_dims, x, p, *, dtype):
+    """(*) -> ()."""
+    return torch.linalg.vector_norm(flat(x, in_dims[0]), 2 if p is None else p, 1, dtype=dtype), 0

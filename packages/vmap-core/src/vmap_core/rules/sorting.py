@@ -1,0 +1,218 @@
+"""Sorting, searching and counting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import ensure_bdim, physical_dims, to_front
+from .._errors import DataDependentError, user_location
+from .._families import along_dim
+from .._registry import RuleFunction, RulePack
+from .reduction import flat
+
+aten = torch.ops.aten
+pack = RulePack("core.sorting")
+
+pack.family(
+    along_dim,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.sort.default,
+    aten.sort.stable,
+)
+
+
+@pack.rule(aten.topk.default)
+def topk(info, in_dims, x, k, dim=-1, largest=True, sorted=True):
+    """(*, n, *) -> twice (*, k, *)."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        physical_dims(dim, 0, None)
+        values, indices = torch.topk(x.unsqueeze(-1), k, 1, largest, sorted)
+        if k == 0:
+            return torch.return_types.topk([values, indices]), 0
+        return torch.return_types.topk([values.squeeze(-1), indices.squeeze(-1)]), 0
+    (d,) = physical_dims(dim, rank, bdim)
+    return torch.topk(x, k, d, largest, sorted), bdim
+
+
+@pack.rule(aten.msort.default)
+def msort(info, in_dims, x):
+    """(n, *) -> (n, *), sorted along the first dim."""
+    return along_dim(aten.sort.default)(info, in_dims, x, 0)[0][0], in_dims[0] if x.ndim > 1 else 0
+
+
+@pack.rule(aten.searchsorted.Tensor)
+def searchsorted(info, in_dims, sorted_sequence, x, *, sorter=None, **kwargs):
+    """(n) or (*, n), (*, m) -> (*, m): insertion points."""
+    s_bdim, x_bdim, *rest = in_dims
+    sorter_bdim = rest[0].get("sorter") if rest else None
+    s_rank, x_rank = sorted_sequence.ndim - (s_bdim is not None), x.ndim - (x_bdim is not None)
+    if s_bdim is None and sorter_bdim is None and s_rank == 1:
+        return torch.searchsorted(sorted_sequence, x, sorter=sorter, **kwargs), x_bdim
+    seq = ensure_bdim(sorted_sequence, s_bdim, info.batch_size)
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    if sorter is not None:
+        sorter = ensure_bdim(sorter, sorter_bdim, info.batch_size).contiguous()
+    shape = x.shape
+    if s_rank == 1:  # one sequence a sample, any shape of values
+        x = x.reshape(x.shape[0], shape[1:].numel())
+    elif x_rank != s_rank:
+        raise RuntimeError(
+            f"torch.searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries "
+            f"tensor and input value tensor must match, but we got boundaries tensor {list(seq.shape[1:])} and input "
+            f"value tensor {list(shape[1:])}"
+        )
+    out = torch.searchsorted(seq.contiguous(), x.contiguous(), sorter=sorter, **kwargs)
+    return out.reshape(shape), 0
+
+
+@pack.rule(aten.searchsorted.Scalar)
+def searchsorted_scalar(info, in_dims, sorted_sequence, x, *, sorter=None, **kwargs):
+    """(n), number -> (): its insertion point."""
+    value = torch.scalar_tensor(x, dtype=sorted_sequence.dtype, device=sorted_sequence.device)
+    return searchsorted(info, (in_dims[0], None, *in_dims[2:]), sorted_sequence, value, sorter=sorter, **kwargs)
+
+
+@pack.rule(aten.bucketize.Tensor)
+def bucketize(info, in_dims, x, boundaries, *, out_int32=False, right=False):
+    """(*), (n) -> (*)."""
+    return searchsorted(info, (in_dims[1], in_dims[0]), boundaries, x, out_int32=out_int32, right=right)
+
+
+@pack.rule(aten.bucketize.Scalar)
+def bucketize_scalar(info, in_dims, x, boundaries, *, out_int32=False, right=False):
+    """number, (n) -> ()."""
+    return searchsorted_scalar(info, (in_dims[1], None), boundaries, x, out_int32=out_int32, right=right)
+
+
+@pack.rule(aten.bincount.default)
+def bincount(info, in_dims, x, weights=None, minlength=0):
+    """(n) -> (m): all samples at once, their values apart by an offset.
+
+    The length is the largest value plus one, for each sample its own; so ``minlength`` must cover all samples, or the
+    samples must agree.
+    """
+    x_bdim, w_bdim = (*in_dims, None)[:2]
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    n = x.shape[0]
+    if x.ndim != 2:
+        raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
+    if x.numel():
+        lengths = (x.amax(1) + 1).clamp(min=minlength)
+        longest, shortest = int(lengths.max()), int(lengths.min())
+        if int(x.min()) < 0:
+            raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
+        if longest != shortest:
+            raise DataDependentError(
+                f"vmap: bincount gives results of different lengths ({shortest} to {longest}) for different samples, "
+                f"at {user_location()}. Instead: pass minlength={longest} or more, above every value."
+            )
+    else:
+        longest = minlength
+    offset = torch.arange(n, device=x.device)[:, None] * longest
+    if weights is not None:
+        weights = ensure_bdim(weights, w_bdim, info.batch_size).reshape(-1)
+    counts = torch.bincount((x + offset).reshape(-1), weights, n * longest)
+    return counts.reshape(n, longest), 0
+
+
+@pack.rule(aten.histc.default)
+def histc(info, in_dims, x, bins=100, min=0, max=0):
+    """(*) -> (bins): counts in equal bins of [min, max], by default of the sample's own range."""
+    x = flat(x, in_dims[0])
+    n = x.shape[0]
+    if bins <= 0:
+        raise RuntimeError("bins must be > 0")
+    if min > max:
+        raise RuntimeError("torch.histc: max must be larger than min")
+    if min == max:
+        low, high = (x.amin(1, True), x.amax(1, True)) if x.shape[1] else (x.new_zeros(n, 1),) * 2
+        if (min, max) != (0, 0):
+            low, high = x.new_full((n, 1), min), x.new_full((n, 1), max)
+        same = low == high
+        low, high = torch.where(same, low - 1, low), torch.where(same, high + 1, high)
+    else:
+        low, high = x.new_full((n, 1), min), x.new_full((n, 1), max)
+    inside = (x >= low) & (x <= high)
+    index = ((x - low) / (high - low) * bins).nan_to_num(0, 0, 0).long().clamp(0, bins - 1)
+    return x.new_zeros(n, bins).scatter_add(1, index, inside.to(x.dtype)), 0
+
+
+def _membership(op: Any) -> RuleFunction:
+    def isin(info: Any, in_dims: Any, elements: Any, test: Any, **kwargs: Any) -> Any:
+        """(*), (*) -> bool (*): which elements are among the test elements."""
+        invert = kwargs.get("invert", False)
+        e_bdim, t_bdim = in_dims[:2]
+        if t_bdim is None and isinstance(elements, torch.Tensor):
+            return op(elements, test, **kwargs), e_bdim
+        if not isinstance(test, torch.Tensor):
+            return op(elements, test, **kwargs), e_bdim
+        values = flat(test, t_bdim)
+        if not isinstance(elements, torch.Tensor):
+            found = (values == elements).any(1)
+            return (~found if invert else found), 0
+        elements = ensure_bdim(elements, e_bdim, info.batch_size)
+        shape = elements.shape
+        ordered = values.sort(1).values
+        e = elements.reshape(shape[0], shape[1:].numel())
+        if not ordered.shape[1]:
+            found = torch.zeros_like(e, dtype=torch.bool)
+        else:
+            dtype = torch.promote_types(ordered.dtype, e.dtype)
+            ordered, e = ordered.to(dtype), e.to(dtype)
+            at = torch.searchsorted(ordered.contiguous(), e.contiguous()).clamp(max=ordered.shape[1] - 1)
+            found = ordered.gather(1, at) == e
+        return (~found if invert else found).reshape(shape), 0
+
+    return isin
+
+
+pack.family(_membership, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten.isin.Scalar_Tensor)
+
+
+def _data_dependent(name: str, advice: str) -> RuleFunction:
+    """Make the refusal of an operator whose result has as many elements as the values say."""
+
+    def refuse(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = list(x.shape) if isinstance(x, torch.Tensor) else None
+        raise DataDependentError(
+            f"vmap: We do not support batching operators that can output dynamic shape. "
+            f"Attempted to vmap over aten::{name}. {name} at {user_location()}, in vmap of {info.name!r}: physical "
+            f"shape {shape}, batch dim {in_dims[0]}. Instead: {advice}."
+        )
+
+    return refuse
+
+
+for _ops, _advice in (
+    ((aten.nonzero.default, aten.nonzero_numpy.default, aten.argwhere.default, aten.where.default),
+     "use torch.where(condition, a, b), or torch.nonzero_static with a size that covers every sample"),
+    ((aten.masked_select.default,), "use torch.where(mask, x, 0), which keeps the shape"),
+    ((aten._unique2.default, aten._unique.default, aten.unique_dim.default, aten.unique_consecutive.default,
+      aten.unique_dim_consecutive.default), "sort, and compare neighbours; or map outside"),
+):  # fmt: skip
+    for _op in _ops:
+        pack.add(_op, _data_dependent(_op._schema.name.partition("::")[2], _advice))
+
+
+@pack.rule(aten.nonzero_static.default)
+def nonzero_static(info, in_dims, x, *, size, fill_value=-1):
+    """(*) -> (size, rank): where the sample is not zero, padded or cut to ``size``."""
+    bdim, rank = in_dims[0], x.ndim - 1
+    shape = to_front(x, bdim).shape[1:]
+    hits = flat(x, bdim) != 0
+    # rank of every hit among its sample's hits; what does not fit goes to a last row that is cut off
+    order = torch.where(hits, hits.cumsum(1) - 1, size).clamp(max=size)
+    place = torch.arange(hits.shape[1], device=x.device).expand(hits.shape)
+    found = torch.full((hits.shape[0], size + 1), -1, dtype=torch.long, device=x.device)
+    found = found.scatter(1, order, place)[:, :size]
+    columns = []
+    rest = found
+    for n in reversed(shape):
+        columns.append(rest % max(n, 1))
+        rest = torch.div(rest, max(n, 1), rounding_mode="floor")
+    out = torch.stack(columns[::-1], 2) if rank else found.new_empty(hits.shape[0], size, 0)
+    return torch.where((found < 0)[:, :, None], fill_value, out), 0
