@@ -1,0 +1,251 @@
+"""Products. Note [Unbatched operands are not expanded]: an operand that all samples share is folded into one large
+product instead, so it is read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import ensure_bdim, physical_dim, to_front
+from .._registry import RulePack
+
+aten = torch.ops.aten
+pack = RulePack("core.matmul")
+
+
+@pack.rule(aten.mm.default)
+def mm(info, in_dims, a, b):
+    """(n, k), (k, m) -> (n, m)."""
+    a_bdim, b_bdim = in_dims
+    _check_ranks("mat1", a, a_bdim, 2), _check_ranks("mat2", b, b_bdim, 2)
+    return matmul(info, in_dims, a, b)
+
+
+@pack.rule(aten.mv.default)
+def mv(info, in_dims, a, x):
+    """(n, k), (k) -> (n)."""
+    return matmul(info, in_dims, a, x)
+
+
+@pack.rule(aten.dot.default, aten.inner.default)
+def dot(info, in_dims, x, y):
+    """(k), (k) -> (); inner: (*, k), (*, k) -> (*, *)."""
+    x_bdim, y_bdim = in_dims
+    x_rank, y_rank = x.ndim - (x_bdim is not None), y.ndim - (y_bdim is not None)
+    if x_rank > 1 or y_rank > 1 or not (x_rank and y_rank):
+        return _inner(info, in_dims, x, y)
+    if x_bdim is not None and y_bdim is not None:
+        x, y = to_front(x, x_bdim), to_front(y, y_bdim)
+        if x.shape != y.shape:
+            raise RuntimeError(f"inconsistent tensor size, expected tensor [{x.shape[1]}] and src [{y.shape[1]}] to have the same number of elements")  # fmt: skip
+        return torch.linalg.vecdot(x.conj() if x.is_complex() else x, y), 0
+    return matmul(info, in_dims, x, y)
+
+
+def _inner(info: Any, in_dims: Any, x: Any, y: Any) -> Any:
+    """(*, k), (*', k) -> (*, *'); a scalar multiplies."""
+    x_bdim, y_bdim = in_dims
+    x, y = ensure_bdim(x, x_bdim, info.batch_size), ensure_bdim(y, y_bdim, info.batch_size)
+    if x.ndim == 1 or y.ndim == 1:
+        wide, narrow = (y, x) if x.ndim == 1 else (x, y)
+        return wide * narrow.reshape(-1, *(1,) * (wide.ndim - 1)), 0
+    flat_x = x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
+    flat_y = y.reshape(y.shape[0], y.shape[1:-1].numel(), y.shape[-1])
+    return flat_x.bmm(flat_y.mT).reshape(x.shape[0], *x.shape[1:-1], *y.shape[1:-1]), 0
+
+
+@pack.rule(aten.vdot.default)
+def vdot(info, in_dims, x, y):
+    """(k), (k) -> (), the first conjugated."""
+    return dot(info, in_dims, x.conj() if x.is_complex() else x, y)
+
+
+@pack.rule(aten.bmm.default)
+def bmm(info, in_dims, a, b):
+    """(b, n, k), (b, k, m) -> (b, n, m): the batch dim is one more in front."""
+    _check_ranks("batch1", a, in_dims[0], 3), _check_ranks("batch2", b, in_dims[1], 3)
+    return matmul(info, in_dims, a, b)
+
+
+def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
+    if x.ndim - (bdim is not None) != rank:
+        raise RuntimeError(f"{name} must be a {rank}D tensor, got {x.ndim - (bdim is not None)}D")
+
+
+@pack.rule(aten.matmul.default, aten.linalg_matmul.default)
+def matmul(info, in_dims, a, b):
+    """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
+    a_bdim, b_bdim = in_dims
+    a_rank, b_rank = a.ndim - (a_bdim is not None), b.ndim - (b_bdim is not None)
+    if not a_rank or not b_rank:
+        raise RuntimeError(
+            f"both arguments to matmul need to be at least 1D, but they are {a_rank}D and {b_rank}D"
+        )
+    if b_bdim is None and (a_rank == 1 or b_rank <= 2):
+        a = to_front(a, a_bdim)
+        if a_rank == 1 and b_rank > 2:
+            return torch.matmul(a, b), b_rank - 2  # (B k) (* k m) -> (* B m)
+        return torch.matmul(a, b), 0  # (B * k) (k m): torch folds the leading dims itself
+    if a_bdim is None and a_rank <= 2 and b_rank == 1:
+        return torch.matmul(to_front(b, b_bdim), a.mT if a_rank == 2 else a), 0  # (B k) (k n)
+    if a_bdim is None and a_rank == 2 and b_rank == 2:
+        b = b.movedim(b_bdim, 1)  # (n k) (k B m) -> (n B m)
+        return a.mm(b.reshape(b.shape[0], -1)).unflatten(1, b.shape[1:]) if b.numel() else torch.matmul(
+            a, b.movedim(1, 0)
+        ).movedim(0, 1), 1
+    if a_rank == 1 and b_rank == 1:
+        a, b = ensure_bdim(a, a_bdim, info.batch_size), ensure_bdim(b, b_bdim, info.batch_size)
+        return torch.matmul(a.unsqueeze(1), b.unsqueeze(2))[:, 0, 0], 0
+    rank = max(a_rank, b_rank, 2)
+    a, b = _as_matrices(a, a_bdim, rank, -2), _as_matrices(b, b_bdim, rank, -1)
+    out = torch.matmul(a, b)
+    if a_rank == 1:
+        out = out.squeeze(-2)
+    if b_rank == 1:
+        out = out.squeeze(-1)
+    return out, 0
+
+
+def _as_matrices(x: Any, bdim: int | None, rank: int, vector_dim: int) -> Any:
+    """Return an operand with its batch dim first and ``rank`` more dims; an unbatched one with just its own."""
+    if x.ndim - (bdim is not None) == 1:
+        x = to_front(x, bdim).unsqueeze(vector_dim)
+        bdim = None if bdim is None else 0
+    if bdim is None:
+        return x
+    x = to_front(x, bdim)
+    return x.reshape(x.shape[0], *(1,) * (rank + 1 - x.ndim), *x.shape[1:])
+
+
+@pack.rule(aten.linear.default)
+def linear(info, in_dims, x, weight, bias=None):
+    """(*, k), (m, k), (m) -> (*, m)."""
+    x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
+    if w_bdim is None and b_bdim is None:
+        if x_bdim == x.ndim - 1:
+            x, x_bdim = to_front(x, x_bdim), 0
+        return torch.nn.functional.linear(x, weight, bias), x_bdim
+    w_rank = weight.ndim - (w_bdim is not None)
+    x_rank = x.ndim - (x_bdim is not None)
+    flipped = weight.mT if w_bdim is None else weight.transpose(
+        *(physical_dim(d, w_rank, w_bdim) for d in (0, w_rank - 1))
+    )  # fmt: skip
+    if bias is None or w_bdim is None or w_rank != 2 or x_rank > 2:
+        out, bdim = matmul(info, (x_bdim, w_bdim), x, flipped)
+        if bias is None:
+            return out, bdim
+        out = to_front(out, bdim)
+        bias = to_front(bias, b_bdim)
+        if b_bdim is not None:
+            bias = bias.reshape(bias.shape[0], *(1,) * (out.ndim - bias.ndim), *bias.shape[1:])
+        return out + bias, 0
+    x, w = ensure_bdim(x, x_bdim, info.batch_size), to_front(flipped, w_bdim)
+    rows = x if x_rank == 2 else x.unsqueeze(1)
+    bias = ensure_bdim(bias, b_bdim, info.batch_size)
+    if bias.ndim == 2:
+        bias = bias.unsqueeze(1)
+    out = torch.baddbmm(bias, rows, w)  # (B n k) (B k m)
+    return (out if x_rank == 2 else out.squeeze(1)), 0
+
+
+def _add_product(name: str, product: Any) -> None:
+    """``beta * self + alpha * product``, as the add* operators say it."""
+
+    def add_product(self: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+        out = product(a, b)
+        out = out if alpha == 1 else out * alpha
+        if beta == 0:  # PyTorch then ignores self, its NaNs too
+            return out
+        out = out + (self if beta == 1 else self * beta)
+        return out
+
+    add_product.__name__ = name
+    pack.composite(getattr(aten, name).default)(add_product)
+
+
+_add_product("addmm", aten.mm.default)
+_add_product("addmv", aten.mv.default)
+_add_product("baddbmm", aten.bmm.default)
+_add_product("addbmm", lambda a, b: aten.bmm.default(a, b).sum(0))
+_add_product("addr", lambda a, b: a[:, None] * b)
+
+
+@pack.rule(aten.outer.default, aten.ger.default)
+def outer(info, in_dims, x, y):
+    """(n), (m) -> (n, m)."""
+    for i, (v, d) in enumerate(zip((x, y), in_dims, strict=True)):
+        if v.ndim - (d is not None) != 1:
+            raise RuntimeError(f"outer: Expected 1-D argument {('self', 'vec2')[i]}, but got {v.ndim - (d is not None)}-D")
+    x, y = to_front(x, in_dims[0]), to_front(y, in_dims[1])
+    return x.unsqueeze(-1) * y.unsqueeze(-2), 0
+
+
+@pack.rule(aten.linalg_vecdot.default)
+def vecdot(info, in_dims, x, y, *, dim=-1):
+    """(*, k), (*, k) -> (*)."""
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
+    x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims, strict=True))
+    return torch.linalg.vecdot(x, y, dim=physical_dim(dim, rank) - rank - 1), 0
+
+
+@pack.rule(aten.linalg_cross.default)
+def cross(info, in_dims, x, y, *, dim=-1):
+    """(*, 3), (*, 3) -> (*, 3)."""
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
+    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims, strict=True))
+    if x.ndim != y.ndim:
+        raise RuntimeError("linalg.cross: inputs must have the same number of dimensions.")
+    return torch.linalg.cross(x, y, dim=physical_dim(dim, rank)), 0
+
+
+def _pad(x: Any, bdim: int | None, rank: int) -> Any:
+    if bdim is None:
+        return x
+    x = to_front(x, bdim)
+    return x.reshape(x.shape[0], *(1,) * (rank + 1 - x.ndim), *x.shape[1:])
+
+
+@pack.rule(aten._cdist_forward.default)
+def cdist(info, in_dims, x, y, p, compute_mode):
+    """(*, n, d), (*, m, d) -> (*, n, m): distances of all pairs."""
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
+    x, y = (_pad(ensure_bdim(v, d, info.batch_size), 0, rank) for v, d in zip((x, y), in_dims, strict=True))
+    mode = {0: "use_mm_for_euclid_dist_if_necessary", 1: "use_mm_for_euclid_dist",
+            2: "donot_use_mm_for_euclid_dist", None: "use_mm_for_euclid_dist_if_necessary"}[compute_mode]  # fmt: skip
+    return torch.cdist(x, y, p, mode), 0
+
+
+pack.add(aten.cdist.default, lambda info, in_dims, x, y, p=2.0, compute_mode=None: cdist(
+    info, in_dims, x, y, p, compute_mode))  # fmt: skip
+
+
+@pack.rule(aten._euclidean_dist.default)
+def euclidean_dist(info, in_dims, x, y):
+    """(n, d), (m, d) -> (n, m)."""
+    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims, strict=True))
+    return torch.cdist(x, y), 0
+
+
+@pack.rule(aten._trilinear.default)
+def trilinear(info, in_dims, a, b, c, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """The product of three tensors with dims of one put in, then summed over some."""
+    xs = []
+    for x, d, expand in zip((a, b, c), in_dims[:3], (expand1, expand2, expand3), strict=True):
+        x = ensure_bdim(x, d, info.batch_size)
+        for e in sorted(expand):
+            x = x.unsqueeze(e + 1)
+        xs.append(x)
+    letters = "abcdefghijklmnopqrstuvwxyz"[: xs[0].ndim]
+    kept = "".join(s for i, s in enumerate(letters) if i - 1 not in sumdim)
+    terms = []
+    for x in xs:
+        gone = [i for i in range(x.ndim) if i and x.shape[i] == 1]
+        terms.append(("".join(s for i, s in enumerate(letters) if i not in gone), x.squeeze(tuple(gone))))
+    rank = xs[0].ndim
+    size = [max(x.shape[i] for x in xs) for i in range(rank)]
+    labels = {s for term, _ in terms for s in term}
+    out = torch.einsum(",".join(t for t, _ in terms) + "->" + "".join(s for s in kept if s in labels), *[x for _, x in terms])
+    shape = [size[i] for i, s in enumerate(letters) if s in kept]
+    return out.reshape(shape), 0

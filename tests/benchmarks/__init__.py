@@ -1,0 +1,1 @@
+"""Benchmarks: not tests, never timed in CI. Run one with ``python -m tests.benchmarks.overhead``."""
