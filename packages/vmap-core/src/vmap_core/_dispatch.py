@@ -185,7 +185,7 @@ def emitter(func: Any) -> Callable[..., Any]:
 
 
 # Builtins that do more, or take other arguments, than the overload of the same name.
-_NOT_THE_OVERLOAD = {"dropout", "where", "scalar_tensor", "conv1d", "range", "full", "normal", "to_dlpack"}
+_NOT_THE_OVERLOAD = {"index_put", "index_put_", "dropout", "where", "scalar_tensor", "conv1d", "range", "full", "normal", "to_dlpack"}
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ class LoweredTensor(Tensor):
     ) -> Any:
         """Answer an operation that came without our mode: from the autograd engine."""
         level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
-        return answer(level, func, args, kwargs or {})
+        with enable_reentrant_dispatch():
+            return answer(level, func, args, kwargs or {})
 
 
 def _lowered(args: Any) -> Any:
@@ -58,9 +59,27 @@ class _Lowering(TorchDispatchMode):
     def __init__(self, level: Level) -> None:
         super().__init__()
         self.level = level
+        # The dispatcher's state as door 1 sees it: above autograd, so that physical operations are recorded.
+        self.outside = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return answer(self.level, func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if _plain(func, args, kwargs):
+            return func(*args, **kwargs)
+        with torch._C._ForceDispatchKeyGuard(*self.outside):
+            return answer(self.level, func, args, kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from importing its compiler for us."""
+        return False
+
+
+def _plain(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Tell whether an operation writes to, or views, plain tensors only: those stay what they are."""
+    if not func._schema.is_mutable and not any(r.alias_info for r in func._schema.returns):
+        return False
+    return next(_lowered((args, tuple(kwargs.values()))), None) is None
 
 
 def lower(x: BatchedTensor) -> LoweredTensor:
@@ -89,10 +108,7 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     args = raise_(tuple(args))
     kwargs = {k: raise_(v) for k, v in kwargs.items()}
-    if not known and (func._schema.is_mutable or any(r.alias_info for r in func._schema.returns)):
-        return func(*args, **kwargs)  # plain tensors only: a view stays one of the tensor it was made from
-    with enable_reentrant_dispatch():
-        return lower_(_dispatch.call(level, func, args, kwargs))
+    return lower_(_dispatch.call(level, func, args, kwargs))
 
 
 def run_lowered(

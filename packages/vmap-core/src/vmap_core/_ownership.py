@@ -55,7 +55,7 @@ def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], Batch
     """Wrap a view of an unbatched tensor; if the level owns that one, the view follows its promotion."""
     if of._origin is None:
         return shared(level, value)
-    base = of._origin.base or of
+    base = of if of._origin.base is None else of._origin.base
     result = BatchedTensor(value, None, level, Origin(base, replay))
     assert base._origin is not None
     base._origin.views.append(weakref.ref(result))
@@ -77,7 +77,7 @@ def promote(level: Level, x: Any, op: object) -> None:
         if x._bdim is not None:
             return
         if x._origin is not None:
-            base = x._origin.base or x
+            base = x if x._origin.base is None else x._origin.base
             origin = base._origin
             assert origin is not None
             base._value, base._bdim, base._origin = expanded(base._value, level.batch_size).clone(), 0, None

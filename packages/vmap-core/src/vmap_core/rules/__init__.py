@@ -1,5 +1,20 @@
 """The core's own rules, a file per family of operators."""
 
-from . import join, matmul, pointwise, reduction, sorting, tensor_methods, view
+from . import cast, getitem, index, join, matmul, pointwise, reduction, scatter, sorting, tensor_methods, view
 
-packs = [pointwise.pack, tensor_methods.pack, view.pack, join.pack, reduction.pack, sorting.pack, matmul.pack]
+packs = [
+    module.pack
+    for module in (
+        cast,
+        getitem,
+        index,
+        join,
+        matmul,
+        pointwise,
+        reduction,
+        scatter,
+        sorting,
+        tensor_methods,
+        view,
+    )
+]

@@ -10,7 +10,6 @@ pack = RulePack("core.pointwise")
 
 pack.family(
     pointwise,
-    aten.clone.default,
     aten.zeros_like.default,
     aten.ones_like.default,
 )

@@ -1,0 +1,103 @@
+"""Copies, and moves between dtypes, devices and layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import ensure_bdim, logical_rank, to_front
+from .._registry import RuleFunction, RulePack
+from .view import logical_shape
+
+aten = torch.ops.aten
+pack = RulePack("core.cast")
+
+
+def _rank_of(memory_format: torch.memory_format | None) -> int | None:
+    return {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format) if memory_format else None
+
+
+def _laid_out(x: Any, bdim: int | None, memory_format: Any) -> tuple[Any, int | None]:
+    """Return each sample in a channels-last layout: channels of the physical tensor last, all the same."""
+    rank = logical_rank(x, bdim)
+    if rank != _rank_of(memory_format):
+        raise RuntimeError(f"required rank {_rank_of(memory_format)} tensor to use channels_last format")
+    x = to_front(x, bdim)
+    order = [0, 1, *range(3, rank + 1), 2]
+    back = [0, 1, rank, *range(2, rank)]
+    return x.permute(order).contiguous().permute(back), 0
+
+
+def _with_layout(op: Any) -> RuleFunction:
+    """Make the rule of an operator that keeps values and takes a ``memory_format``."""
+    at = [a.name for a in op._schema.arguments].index("memory_format")
+    keyword = op._schema.arguments[at].kwarg_only
+
+    def same_values(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        bdim = in_dims[0]
+        memory_format = kwargs.get("memory_format") if keyword else (args[at - 1] if len(args) >= at else None)
+        if _rank_of(memory_format) is None:
+            if memory_format is torch.contiguous_format and bdim:
+                x, bdim = to_front(x, bdim), 0  # contiguous samples
+            return op(x, *args, **kwargs), bdim
+        plain = torch.preserve_format
+        if keyword:
+            out = op(x, *args, **{**kwargs, "memory_format": plain})
+        else:
+            out = x.clone() if op is aten.contiguous.default else op(x, *args[: at - 1], plain, *args[at:])
+        return _laid_out(out, bdim, memory_format)
+
+    return same_values
+
+
+pack.family(
+    _with_layout,
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+)
+
+
+@pack.rule(aten.to.other)
+def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_format=None):
+    """(*) -> (*), with the dtype and device of another tensor."""
+    rule = pack.rules[aten.to.device].function
+    return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
+
+
+@pack.rule(aten.copy_.default)
+def copy_(info, in_dims, x, src, non_blocking=False):
+    """(*), (*s) -> (*) in place, broadcast and cast."""
+    x.copy_(_as(x, in_dims[0], src, in_dims[1]), non_blocking)
+    return x, in_dims[0]
+
+
+@pack.rule(aten.copy.default)
+def copy(info, in_dims, x, src, non_blocking=False):
+    """(*), (*s) -> (*): the source, broadcast and cast."""
+    x = ensure_bdim(x, in_dims[0], info.batch_size)
+    return aten.copy.default(x, _as(x, 0, src, in_dims[1]), non_blocking), 0
+
+
+def _as(x: Any, bdim: int, src: Any, src_bdim: int | None) -> Any:
+    """Return the source with its dims where those of ``x`` are."""
+    rank = x.ndim - 1
+    short = rank - logical_rank(src, src_bdim)
+    if short < 0:
+        shape = logical_shape(src, src_bdim)
+        if any(n != 1 for n in shape[:-rank or None]):
+            raise RuntimeError(
+                f"output with shape {logical_shape(x, bdim)} doesn't match the broadcast shape {shape}"
+            )
+        for _ in range(-short):
+            src = src.squeeze(1 if src_bdim == 0 else 0)
+            src_bdim = src_bdim - 1 if src_bdim else src_bdim
+        short = 0
+    if src_bdim is None:
+        return src if src.ndim <= rank - bdim else src.reshape(*(1,) * short, *src.shape).unsqueeze(bdim)
+    src = to_front(src, src_bdim)
+    return src.reshape(src.shape[0], *(1,) * short, *src.shape[1:]).movedim(0, bdim)

@@ -1,0 +1,234 @@
+"""``x[...]`` and ``x[...] = y``: an index expression is taken apart into views and one advanced index.
+
+`parse` turns any expression that PyTorch accepts into basic steps (select, slice, new dims) and, per dim of the view
+they give, an index tensor or None. The steps are views, so reading them costs nothing and writing goes through.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+from .._errors import DataDependentError, user_location
+from .._ownership import promote
+from .._plans import any_batched
+from .._registry import RulePack
+from .._tensor import BatchedTensor
+
+aten = torch.ops.aten
+pack = RulePack("core.getitem")
+
+
+def as_tuple(index: Any) -> tuple[Any, ...]:
+    """Return an index expression as a tuple of its parts; a list of slices or tensors counts as a tuple."""
+    if isinstance(index, tuple):
+        return index
+    if isinstance(index, list) and any(isinstance(i, slice | Tensor | list | tuple) or i is None or i is ... for i in index):
+        # NumPy's old rule, which PyTorch keeps for short sequences that hold something other than numbers
+        return tuple(index) if len(index) < 32 else (index,)
+    return (index,)
+
+
+def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
+    """Apply the basic parts of an index expression.
+
+    Args:
+        x: the tensor, as the mapped function sees it, at a level that is on the stack.
+        index: what stands between the brackets.
+
+    Returns:
+        The view after selects, slices and new dims; for each of its dims an index tensor, or None. Trailing
+        Nones are left out, so the list is empty where the index was basic.
+    """
+    parts = as_tuple(index)
+    used = sum(_dims_used(p) for p in parts)
+    ellipses = sum(p is ... for p in parts)
+    if ellipses > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    if used > x.dim():
+        raise IndexError(f"too many indices for tensor of dimension {x.dim()}")
+    missing = x.dim() - used
+    view, dim, advanced = x, 0, []
+    for part in parts:
+        if part is ...:
+            dim += missing
+        elif part is None:
+            view = view.unsqueeze(dim)
+            dim += 1
+        elif isinstance(part, bool):
+            view = view.unsqueeze(dim)
+            _put(advanced, dim, torch.tensor([0] if part else [], dtype=torch.long, device=x.device))
+            dim += 1
+        elif isinstance(part, slice):
+            view = _slice(view, dim, part)
+            dim += 1
+        elif isinstance(part, Tensor):
+            if not part.dim() and part.dtype not in (torch.bool, torch.uint8) and _plain_int(part):
+                view = view.select(dim, int(part))
+                continue
+            if part.dtype in (torch.bool, torch.uint8):
+                if not part.dim():
+                    view = view.unsqueeze(dim)
+                    part = part.unsqueeze(0)
+                for k, axis in enumerate(mask_to_indices(part)):
+                    _check_mask(part, k, view, dim)
+                    _put(advanced, dim, axis)
+                    dim += 1
+                continue
+            _put(advanced, dim, part)
+            dim += 1
+        elif isinstance(part, Sequence) or hasattr(part, "__array__"):
+            tensor = torch.as_tensor(part, device=x.device)
+            if not tensor.numel() and tensor.dtype.is_floating_point:
+                tensor = tensor.long()
+            if tensor.dtype == torch.bool:
+                for axis in mask_to_indices(tensor):
+                    _put(advanced, dim, axis)
+                    dim += 1
+                continue
+            _put(advanced, dim, tensor)
+            dim += 1
+        else:
+            try:
+                number = operator.index(part)
+            except TypeError:
+                raise IndexError(
+                    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid indices "
+                    f"(got {type(part).__name__})"
+                ) from None
+            size = view.shape[dim]
+            if not -size <= number < size:
+                raise IndexError(f"index {number} is out of bounds for dimension {dim} with size {size}")
+            view = view.select(dim, number)
+    return view, advanced
+
+
+def _dims_used(part: Any) -> int:
+    if part is None or part is ... or isinstance(part, bool):
+        return 0
+    if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
+        return part.dim()
+    if isinstance(part, list) or hasattr(part, "__array__") and not isinstance(part, Tensor):
+        tensor = torch.as_tensor(part)
+        return tensor.dim() if tensor.dtype == torch.bool else 1
+    return 1
+
+
+def _plain_int(part: Any) -> bool:
+    """Tell whether a 0-d integer tensor is the same for all samples, so that it selects a view."""
+    return type(part) is not BatchedTensor or part._bdim is None and _plain_int(part._value)
+
+
+def _put(advanced: list[Any], dim: int, index: Any) -> None:
+    advanced.extend([None] * (dim - len(advanced)))
+    advanced.append(index)
+
+
+def _slice(view: Any, dim: int, part: slice) -> Any:
+    if part == slice(None):
+        return view
+    step = 1 if part.step is None else operator.index(part.step)
+    if step < 1:
+        raise ValueError("step must be greater than zero")
+    start, stop = (None if s is None else operator.index(s) for s in (part.start, part.stop))
+    return aten.slice.Tensor(view, dim, start, stop, step)
+
+
+def _check_mask(mask: Any, k: int, view: Any, dim: int) -> None:
+    if mask.shape[k] != view.shape[dim]:
+        raise IndexError(
+            f"The shape of the mask {list(mask.shape)} at index {k} does not match the shape of the indexed tensor "
+            f"{list(view.shape)} at index {dim}"
+        )
+
+
+def mask_to_indices(mask: Any) -> Sequence[Any]:
+    """Return where a mask is true, as one index tensor a dim; the mask must be the same for all samples."""
+    if type(mask) is BatchedTensor and mask._bdim is not None:
+        raise batched_mask_error(mask.shape)
+    return torch.where(mask)
+
+
+def batched_mask_error(shape: Sequence[int]) -> DataDependentError:
+    """Make the error for a read through a boolean mask that differs from sample to sample."""
+    return DataDependentError(
+        f"vmap: We do not support batching operators that can output dynamic shape. Attempted to vmap over aten::index "
+        f"with a boolean mask, x[mask], at {user_location()}: the mask, of logical shape {tuple(shape)}, differs from "
+        f"sample to sample, so the results would differ in size. Instead: use torch.where(mask, x, other), which keeps "
+        f"the shape; x[mask] = y works."
+    )
+
+
+@pack.logical(torch.Tensor.__getitem__)
+def getitem(info: Any, x: Any, index: Any) -> Any:
+    """``x[index]``: a view for a basic index, one gathering operation for an advanced one."""
+    with info.pushed():
+        view, advanced = parse(x, index)
+        if advanced:
+            return aten.index.Tensor(view, advanced)
+        return view if view is not x else aten.alias.default(x)
+
+
+@pack.logical(torch.Tensor.__setitem__)
+def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
+    """``x[index] = value``; a tensor made inside the function is promoted if batched data is written to it."""
+    parts = as_tuple(index)
+    if any_batched(info, (x, value, *parts), {}):
+        promote(info, x, "aten::copy_" if isinstance(value, Tensor) else "aten::fill_")
+    with info.pushed():
+        mask = _batched_mask(parts, x)
+        if mask is not None:
+            _write_mask(x, mask, value)
+            return
+        view, advanced = parse(x, index)
+        if not isinstance(value, Tensor):
+            value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device) if advanced else value
+        if advanced:
+            value = value.to(x.dtype)
+            if value.dim() > view.dim():
+                value = value.squeeze(tuple(range(value.dim() - view.dim())))
+            aten.index_put_.default(view, advanced, value)
+        elif isinstance(value, Tensor):
+            while value.dim() > view.dim() and value.shape[0] == 1:
+                value = value.squeeze(0)
+            view.copy_(value)
+        else:
+            view.fill_(value)
+
+
+def _batched_mask(parts: tuple[Any, ...], x: Any) -> Any:
+    """Return the one boolean mask of an expression, if its samples differ."""
+    masks = [p for p in parts if type(p) is BatchedTensor and p._bdim is not None and p.dtype == torch.bool]
+    if not masks:
+        return None
+    others = [p for p in parts if p is not masks[0] and p is not ...]
+    trailing = parts[0] is ... and len(parts) == 2
+    if len(masks) > 1 or others or trailing and masks[0].dim() != x.dim():
+        raise DataDependentError(
+            f"vmap: assignment through a batched boolean mask together with other indices is not supported, at "
+            f"{user_location()}. Instead: write x.copy_(torch.where(mask, value, x)) on the part in question."
+        )
+    return masks[0]
+
+
+def _write_mask(x: Any, mask: Any, value: Any) -> None:
+    """``x[mask] = value`` where the mask differs from sample to sample: the shape of the result does not."""
+    for k in range(mask.dim()):
+        _check_mask(mask, k, x, k)
+    mask = mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
+    if isinstance(value, Tensor) and value.dim():
+        trailing = x.dim() - mask.dim()
+        if value.dim() > trailing and value.shape[0] != 1:
+            raise DataDependentError(
+                f"vmap: x[mask] = value with one value per true element, at {user_location()}: how many there are "
+                f"differs from sample to sample. Instead: give a single value, or use x.masked_scatter_(mask, value)."
+            )
+    value = value.to(x.dtype) if isinstance(value, Tensor) else value
+    x.copy_(torch.where(mask, value, x))
+
+

@@ -1,0 +1,242 @@
+"""Advanced indexing: ``aten.index`` and ``aten.index_put``, and the operators that index one dim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
+from .._registry import RulePack
+from .getitem import batched_mask_error
+from .view import logical_shape
+
+aten = torch.ops.aten
+pack = RulePack("core.index")
+
+
+class Region:
+    """Where advanced indices point to, in logical dims.
+
+    PyTorch puts the dims of the broadcast index tensors where the first of them stood if they are adjacent, and in
+    front of all others if they are not.
+
+    Attributes:
+        indices: the index tensors (None where a dim is not indexed), batch dim first and of one rank.
+        batched: whether an index has a batch dim.
+        rank: logical rank of the broadcast indices.
+        start: the logical dim of the result where the index dims begin.
+    """
+
+    def __init__(self, indices: Any, dims: Any) -> None:
+        self.indices: list[Any] = []
+        expanded, expanded_dims = _without_masks(indices, dims)
+        tensors = [(i, d) for i, d in zip(expanded, expanded_dims, strict=True) if i is not None]
+        self.batched = any(d is not None for _, d in tensors)
+        self.rank = max(logical_rank(i, d) for i, d in tensors)
+        for i, d in zip(expanded, expanded_dims, strict=True):
+            if d is not None:
+                i = to_front(i, d)
+                i = i.reshape(i.shape[0], *(1,) * (self.rank + 1 - i.ndim), *i.shape[1:])
+            self.indices.append(i)
+        at = [k for k, i in enumerate(expanded) if i is not None]
+        adjacent = at[-1] - at[0] + 1 == len(at)
+        self.start = at[0] if adjacent else 0
+        self.adjacent = adjacent
+
+    def with_samples(self, batch_size: int, device: torch.device) -> list[Any]:
+        """Return the indices of the tensor with its batch dim in front: sample ``b`` is indexed by row ``b``."""
+        samples = torch.arange(batch_size, device=device).reshape(-1, *(1,) * self.rank)
+        return [samples, *self.indices]
+
+
+def _without_masks(indices: Any, dims: Any) -> tuple[list[Any], list[Any]]:
+    out, out_dims = [], []
+    for i, d in zip(indices, dims, strict=True):
+        if i is not None and i.dtype in (torch.bool, torch.uint8):
+            if d is not None:
+                raise batched_mask_error(logical_shape(i, d))
+            axes = torch.where(i)
+            out.extend(axes)
+            out_dims.extend([None] * len(axes))
+        else:
+            out.append(i)
+            out_dims.append(d)
+    return out, out_dims
+
+
+@pack.rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+def index(info, in_dims, x, indices):
+    """(*), index tensors -> (*): NumPy's advanced indexing."""
+    x_bdim, dims = in_dims
+    region = Region(indices, dims)
+    if x_bdim is None:
+        out = aten.index.Tensor(x, region.indices)
+        return out, region.start
+    x = to_front(x, x_bdim)
+    if not region.batched:
+        out = aten.index.Tensor(x, [None, *region.indices])
+        return out, 0 if region.adjacent else region.rank
+    out = aten.index.Tensor(x, region.with_samples(x.shape[0], x.device))  # (B *index, other dims)
+    if region.start:
+        moved = range(1, 1 + region.rank)
+        out = out.movedim(tuple(moved), tuple(d + region.start for d in moved))
+    return out, 0
+
+
+def _placed(x: Any, values: Any, values_bdim: int | None, region: Region) -> Any:
+    """Return values for the physical region (B *index, other dims): logically, index dims may stand further in."""
+    rank = x.ndim - 1 - sum(i is not None for i in region.indices) + region.rank
+    if logical_rank(values, values_bdim) > rank:
+        values = values.squeeze(tuple(range(0 if values_bdim is None else 1, logical_rank(values, values_bdim) - rank)))
+    if values_bdim is None:
+        values = values.reshape(*(1,) * (rank - values.ndim), *values.shape).unsqueeze(0)
+    else:
+        values = to_front(values, values_bdim)
+        values = values.reshape(values.shape[0], *(1,) * (rank + 1 - values.ndim), *values.shape[1:])
+    if region.start:
+        moved = range(1, 1 + region.rank)
+        values = values.movedim(tuple(d + region.start for d in moved), tuple(moved))
+    return values
+
+
+@pack.rule(aten.index_put.default, aten._unsafe_index_put.default)
+def index_put(info, in_dims, x, indices, values, accumulate=False):
+    """(*), index tensors, (*) -> (*) with values put where the indices point."""
+    x_bdim, dims, v_bdim = in_dims[:3]
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    region = Region(indices, dims)
+    where = region.with_samples(x.shape[0], x.device)
+    return aten.index_put.default(x, where, _placed(x, values, v_bdim, region), accumulate), 0
+
+
+@pack.rule(aten.index_put_.default, aten._index_put_impl_.default)
+def index_put_(info, in_dims, x, indices, values, accumulate=False, unsafe=False):
+    """index_put, in place: x has its batch dim by now."""
+    x_bdim, dims, v_bdim = in_dims[:3]
+    front = to_front(x, x_bdim)
+    region = Region(indices, dims)
+    where = region.with_samples(front.shape[0], front.device)
+    aten.index_put_.default(front, where, _placed(front, values, v_bdim, region), accumulate)
+    return x, x_bdim
+
+
+@pack.rule(aten.index_select.default)
+def index_select(info, in_dims, x, dim, index):
+    """(*, n, *), (k) -> (*, k, *); a 0-d index counts as one of size one."""
+    x_bdim, i_bdim = in_dims[0], in_dims[2]
+    rank = logical_rank(x, x_bdim)
+    if i_bdim is None and rank:
+        return x.index_select(physical_dim(dim, rank, x_bdim), index), x_bdim
+    scalar = not rank
+    wrap_dim(dim, rank)
+    index = ensure_bdim(index, i_bdim, info.batch_size)
+    index = index.reshape(index.shape[0], -1) if index.ndim == 1 else index
+    if x_bdim is None and rank:
+        d = wrap_dim(dim, rank)
+        return x.index_select(d, index.reshape(-1)).unflatten(d, index.shape), d
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    if scalar:
+        return x.unsqueeze(1).gather(1, index).squeeze(1), 0
+    d = physical_dim(dim, rank)
+    shape = list(x.shape)
+    shape[d] = index.shape[1]
+    view = [x.shape[0]] + [1] * rank
+    view[d] = index.shape[1]
+    return x.gather(d, index.reshape(view).expand(shape)), 0
+
+
+def _rowwise(op: Any) -> Any:
+    """Make the rule of an operator that writes slices of ``dim`` at ``index``: one write for all samples.
+
+    With a batched index the samples are laid out one after the other in that dim, each index moved by its sample's.
+    """
+
+    def index_write(info: Any, in_dims: Any, x: Any, dim: int, index: Any, *source: Any, **kwargs: Any) -> Any:
+        x_bdim, i_bdim = in_dims[0], in_dims[2]
+        rank = logical_rank(x, x_bdim)
+        x = ensure_bdim(x, x_bdim, info.batch_size)
+        rest = list(source)
+        sources = [
+            (k, s, d) for k, (s, d) in enumerate(zip(source, in_dims[3:], strict=False)) if isinstance(s, torch.Tensor)
+        ]
+        if not rank:
+            wrap_dim(dim, 0)
+            x = x.unsqueeze(1)
+        d = physical_dim(dim, max(rank, 1))
+        for k, s, s_bdim in sources:
+            if s_bdim is None and op is aten.index_fill.int_Tensor:
+                continue  # a 0-d value for all
+            s = ensure_bdim(s, s_bdim, info.batch_size)
+            rest[k] = s.reshape(s.shape[0], *(1,) * (x.ndim - s.ndim), *s.shape[1:]) if s.ndim < x.ndim else s
+        if i_bdim is None:
+            out = op(x, d, index, *rest, **kwargs)
+            return (out if rank else out.squeeze(1)), 0
+        index = to_front(index, i_bdim)
+        index = index.reshape(index.shape[0], -1)
+        n = x.shape[d]
+        offset = torch.arange(x.shape[0], device=index.device)[:, None] * n
+        if op is not aten.index_add.default:
+            index = torch.where(index < 0, index + n, index)
+        flat = _flat_rows(x, d)
+        rest = [_flat_rows(r, d) if isinstance(r, torch.Tensor) and r.ndim > 1 else r for r in rest]
+        out = op(flat, 0, (index + offset).reshape(-1), *rest, **kwargs)
+        out = out.unflatten(0, (x.shape[0], n)).movedim(1, d)
+        return (out if rank else out.squeeze(1)), 0
+
+    return index_write
+
+
+def _flat_rows(x: Any, d: int) -> Any:
+    """(B, *, n, *) -> (B * n, *)."""
+    return x.movedim(d, 1).flatten(0, 1)
+
+
+pack.family(
+    _rowwise,
+    aten.index_add.default,
+    aten.index_copy.default,
+    aten.index_fill.int_Scalar,
+    aten.index_reduce.default,
+)
+
+
+@pack.rule(aten.index_fill.int_Tensor)
+def index_fill(info, in_dims, x, dim, index, value):
+    """(*, n, *), (k), () -> (*, n, *) with slices set to the value."""
+    x_bdim, _, i_bdim, v_bdim = in_dims
+    if v_bdim is None:
+        return _rowwise(aten.index_fill.int_Tensor)(info, in_dims, x, dim, index, value)
+    if logical_rank(value, v_bdim):
+        raise RuntimeError(
+            f"index_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+            f"{logical_rank(value, v_bdim)} dimension(s)."
+        )
+    shape = logical_shape(x, x_bdim)
+    d = wrap_dim(dim, len(shape))
+    n = shape[d] if shape else 1
+    index = index.reshape(-1) if i_bdim is None else to_front(index, i_bdim).reshape(info.batch_size, -1)
+    hit = torch.zeros((n,) if i_bdim is None else (info.batch_size, n), dtype=torch.bool, device=x.device)
+    hit = hit.scatter(-1, torch.where(index < 0, index + n, index), True)
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    view = [1] * len(shape)
+    if shape:
+        view[d] = n
+    hit = hit.reshape(-1, *view)
+    return torch.where(hit, value.to(x.dtype).reshape(-1, *(1,) * len(shape)), x), 0
+
+
+@pack.rule(aten.embedding.default)
+def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    """(v, d), (*) -> (*, d)."""
+    w_bdim, i_bdim = in_dims[:2]
+    if w_bdim is None and not scale_grad_by_freq:
+        return aten.embedding.default(weight, indices, padding_idx, False, sparse), i_bdim
+    weight, indices = ensure_bdim(weight, w_bdim, info.batch_size), ensure_bdim(indices, i_bdim, info.batch_size)
+    if scale_grad_by_freq:
+        raise RuntimeError("vmap: embedding with scale_grad_by_freq=True counts indices over the batch; use False")
+    samples = torch.arange(weight.shape[0], device=weight.device).reshape(-1, *(1,) * (indices.ndim - 1))
+    out = aten.index.Tensor(weight, [samples, indices])
+    if padding_idx >= 0:  # rows at the padding index get no gradient
+        out = torch.where((indices == padding_idx).unsqueeze(-1), out.detach(), out)
+    return out, 0
