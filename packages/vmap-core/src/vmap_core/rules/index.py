@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
+from .._ownership import same_storage
 from .._registry import RulePack
 from .getitem import batched_mask_error
 from .view import logical_shape
@@ -117,6 +118,8 @@ def index_put_(info, in_dims, x, indices, values, accumulate=False, unsafe=False
     front = to_front(x, x_bdim)
     region = Region(indices, dims)
     where = region.with_samples(front.shape[0], front.device)
+    if same_storage(x, values):  # PyTorch refuses operands that overlap in part, which samples may not
+        values = values.clone()
     aten.index_put_.default(front, where, _placed(front, values, v_bdim, region), accumulate)
     return x, x_bdim
 
