@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from ._ownership import Origin
 
 
-class BatchedTensor:
+class _Head:
+    """Puts ``_level`` first in a BatchedTensor's memory, where C++ looks for a tensor's implementation.
+
+    See Note [What C++ reads in a BatchedTensor] in `_level`.
+    """
+
+    __slots__ = ("_level",)
+
+
+class BatchedTensor(_Head):
     """One tensor per sample, held as one physical tensor.
 
     A plain object, not a Tensor subclass (that would cost microseconds an operation); it has every method of
@@ -30,7 +39,7 @@ class BatchedTensor:
             one by a write (see `_ownership`).
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_bdim", "_level", "_origin", "_value")
+    __slots__ = ("__dict__", "__weakref__", "_bdim", "_origin", "_value")
 
     _value: Any
     _bdim: int | None
