@@ -72,6 +72,13 @@ def _function(op: Callable[..., Any], spec: Any, leaves: list[Any], places: list
     return function
 
 
+def bound(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a method as users do, ``x.add_(y)``: the unbound ``Tensor.add_`` checks the type of its self in C++."""
+    if type(op) in (type(torch.Tensor.add), type(torch.Tensor.__getitem__)):
+        return lambda x, *args, **kwargs: getattr(x, op.__name__)(*args, **kwargs)
+    return op
+
+
 def _inplace(op: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Any, *args: Any, **kwargs: Any) -> Any:
         x = x.clone()
@@ -113,7 +120,7 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         label = f"sample {k}: " + ", ".join(
             str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a)[:40] for a in leaves
         )
-        function = _function(op.op, spec, leaves, places)
+        function = _function(bound(op.op), spec, leaves, places)
         n = len(tensors)
         front, last = (0,) * n, tuple(t.ndim for t in tensors)
         batched = [stacked(t, 3, 0) for t in tensors]
@@ -139,11 +146,11 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         if "inplace" in modes and op.inplace_variant is not None and isinstance(sample.input, Tensor) and not (
             sample.broadcasts_input
         ):
-            run = _function(_inplace(op.inplace_variant), spec, leaves, places)
+            run = _function(_inplace(bound(op.inplace_variant)), spec, leaves, places)
             yield Case("inplace", run, batched, [front], label)
             yield Case("inplace", run, at_end, [last], label)
         if "out" in modes and op.supports_out:
-            run = _function(_out(op.op), spec, leaves, places)
+            run = _function(_out(bound(op.op)), spec, leaves, places)
             yield Case("out", run, batched, [front], label)
         if "gradient" in modes and op.supports_autograd and any(t.is_floating_point() for t in tensors):
             yield Case("gradient", function, batched, [front], label)

@@ -32,6 +32,19 @@ def packet_of(func: Any) -> OpOverloadPacket | None:
     return packet if isinstance(packet, OpOverloadPacket) else None
 
 
+def overloads_of(packet: OpOverloadPacket) -> list[OpOverload]:
+    """Return an operator's overloads; some that only TorchScript knows have none to call."""
+    found = []
+    for name in packet.overloads():
+        try:
+            overload = getattr(packet, name)
+        except (AttributeError, RuntimeError):
+            continue
+        if torch._C._dispatch_has_kernel(overload.name()):
+            found.append(overload)
+    return found
+
+
 def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[OpOverload, Arrange | None] | None:
     """Find the overload that a call means.
 
@@ -50,7 +63,7 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[OpOv
         packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
         if packet is None:
             return None
-        overloads = [getattr(packet, name) for name in packet.overloads()]
+        overloads = overloads_of(packet)
     for overload in overloads:
         plan = _match(overload, args, kwargs)
         if plan is not None:

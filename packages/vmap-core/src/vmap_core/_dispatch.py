@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -178,9 +178,9 @@ def emitter(func: Any) -> Callable[..., Any]:
         public = getattr(torch, name, None)
         aten = func.namespace == "aten"
         return public if aten and type(public) is BuiltinFunctionType and name not in _NOT_THE_OVERLOAD else func
-    name = getattr(func, "__name__", None)
-    if isinstance(func, BuiltinFunctionType | FunctionType | OpOverloadPacket) or name is None:
+    if not isinstance(func, MethodDescriptorType | WrapperDescriptorType | MethodWrapperType):
         return func
+    name = func.__name__
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 
 

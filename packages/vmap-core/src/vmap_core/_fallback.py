@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ._errors import FallbackError, FallbackWarning, UnsupportedError, user_frame, user_location
+from ._randomness import draws, rewinding
 from ._registry import RuleFunction
 
 if TYPE_CHECKING:
@@ -115,17 +116,26 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
             f"vmap: {op} returns a view and has no batching rule; a loop could only return copies. "
             f"Called at {user_location()}. Instead: write a rule for it (vmap_core.extend.RulePack.rule)."
         )
-    random = isinstance(op, OpOverload) and torch.Tag.nondeterministic_seeded in op.tags
+    random = draws(op, args, kwargs)
     if random:
         level.require_randomness(op)
     report(op)
     kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
     if level.batch_size == 0:
-        return _empty(op, in_dims, kw_dims, args, kwargs, mutable)
+        with rewinding((*args, *kwargs.values())) as rewind:
+            out = _empty(op, in_dims, kw_dims, args, kwargs, mutable)
+            if random:
+                rewind()
+        return out
+    if random and level.randomness == "same" and not _any_dim(in_dims) and not mutable:
+        out = op(*args, **kwargs)  # one draw for all samples, and a result for all
+        return out, [None] * len(out) if isinstance(out, list | tuple) else None
     rows = []
-    with _same_random_state(level, random, kwargs.get("generator")) as rewind:
+    same = random and level.randomness == "same"
+    with rewinding((*args, *kwargs.values())) if same else contextlib.nullcontext() as rewind:
         for i in range(level.batch_size):
-            rewind(i)
+            if rewind is not None and i:
+                rewind()
             row = [_sample(a, d, i) for a, d in zip(args, in_dims, strict=False)]
             row_kwargs = {k: _sample(v, kw_dims.get(k), i) for k, v in kwargs.items()}
             rows.append(op(*row, **row_kwargs))
@@ -156,15 +166,10 @@ def _stack(rows: list[Any]) -> tuple[Any, Any]:
     return first, None
 
 
-@contextlib.contextmanager
-def _same_random_state(level: Level, random: bool, generator: torch.Generator | None) -> Iterator[Any]:
-    """Under ``randomness="same"`` every sample starts from the same generator state."""
-    if not random or level.randomness != "same":
-        yield lambda i: None
-        return
-    chosen = generator or torch.default_generator
-    state = chosen.get_state()
-    yield lambda i: chosen.set_state(state) if i else None
+def _any_dim(in_dims: Any) -> bool:
+    if isinstance(in_dims, dict):
+        return _any_dim(tuple(in_dims.values()))
+    return any(_any_dim(d) if isinstance(d, list | tuple | dict) else d is not None for d in in_dims)
 
 
 def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any, mutable: bool) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _dispatch, _fallback, _plans
-from ._binding import Arrange, packet_of
+from ._binding import Arrange, overloads_of, packet_of
 from ._errors import UnsupportedError, user_location
 from ._registry import Rule
 from ._tensor import BatchedTensor
@@ -41,7 +41,7 @@ class LoweredTensor(Tensor):
     ) -> Any:
         """Answer an operation that came without our mode: from the autograd engine."""
         level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
-        with enable_reentrant_dispatch():
+        with enable_reentrant_dispatch(), torch._C._EnableTorchFunction():
             return answer(level, func, args, kwargs or {})
 
 
@@ -66,7 +66,7 @@ class _Lowering(TorchDispatchMode):
         kwargs = kwargs or {}
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
-        with torch._C._ForceDispatchKeyGuard(*self.outside):
+        with torch._C._ForceDispatchKeyGuard(*self.outside), torch._C._EnableTorchFunction():
             return answer(self.level, func, args, kwargs)
 
     @classmethod
@@ -103,7 +103,7 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor and a._level is level:
-            return known.get(id(a)) or lower(a)
+            return known[id(a)] if id(a) in known else lower(a)
         return _plans.rebuild(a, list(map(lower_, a))) if isinstance(a, list | tuple) else a
 
     args = raise_(tuple(args))
@@ -135,8 +135,11 @@ def run_lowered(
             return a._batched
         return _plans.rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
 
-    with _Lowering(level) if mode else contextlib.nullcontext():
-        return raise_(function(*map(lower_, args), **{k: lower_(v) for k, v in kwargs.items()}))
+    lowered, lowered_kwargs = [lower_(a) for a in args], {k: lower_(v) for k, v in kwargs.items()}
+    # Levels further out must not see the wrappers: they come back on for every physical operation.
+    with torch._C.DisableTorchFunction(), _Lowering(level) if mode else contextlib.nullcontext():
+        out = function(*lowered, **lowered_kwargs)
+    return raise_(out)
 
 
 def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch.Plan:
@@ -166,11 +169,14 @@ def _leaf_rule(op: OpOverload) -> Rule:
     if body is None:
         return Rule(_fallback.loop_rule(op), "physical", "core (loop)")
 
+    loop = _plans.from_rule(Rule(_fallback.loop_rule(op), "physical", "core (loop)"), op, op, None)
+
     def decompose(level: Level, *args: Any, **kwargs: Any) -> Any:
         if not _plans.any_batched(level, args, kwargs):
             return _plans.unbatched_plan(op, op)(level, args, kwargs)
         with level.pushed():
-            return body(*args, **kwargs)
+            out = body(*args, **kwargs)
+        return out if out is not NotImplemented else loop(level, args, kwargs)
 
     return Rule(decompose, "logical", "core (decomposition)")
 
@@ -179,7 +185,7 @@ def _is_random(func: Any) -> bool:
     packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
     if isinstance(func, OpOverload):
         return _plans.RANDOM in func.tags
-    return packet is not None and any(_plans.RANDOM in getattr(packet, o).tags for o in packet.overloads())
+    return packet is not None and any(_plans.RANDOM in o.tags for o in overloads_of(packet))
 
 
 def _native(func: Any, op: OpOverload | None) -> Callable[..., Any]:

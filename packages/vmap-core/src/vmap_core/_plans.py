@@ -47,7 +47,7 @@ def from_rule(
     """
     general = _general_plan(rule, func, op, arrange)
     emit = getattr(rule.function, "emit", None)
-    if emit is None or arrange is not None:
+    if emit is None or arrange is not None or op is None or len(op._schema.returns) != 1:
         return general
     return _pointwise_plan(emit, general, [type(a) for a in args])
 
@@ -103,6 +103,7 @@ def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange
 
     always = op is not None and RANDOM in op.tags
     run_unbatched = unbatched_plan(func, op)
+    named = _return_type(func, op)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -116,10 +117,18 @@ def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange
                 batched = batched or kw_batched
         if batched or always:
             out, out_dims = function(level, tuple(dims), *values, **kwargs)
-            return wrap(level, out, out_dims)
+            result = wrap(level, out, out_dims)
+            return result if named is None or type(result) is named else named(result)
         return run_unbatched(level, given, given_kwargs)
 
     return plan
+
+
+def _return_type(func: Any, op: OpOverload | None) -> Any:
+    """Return the torch.return_types class that a call to ``func`` gives, if it gives one; an overload gives a tuple."""
+    if op is None or isinstance(func, OpOverload) or len(op._schema.returns) < 2 or op.namespace != "aten":
+        return None
+    return getattr(torch.return_types, op._schema.name.partition("::")[2], None)
 
 
 def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], bool]:

@@ -1,6 +1,6 @@
 """The core's own rules, a file per family of operators."""
 
-from . import cast, getitem, index, join, matmul, pointwise, reduction, scatter, sorting, tensor_methods, view
+from . import cast, getitem, index, join, matmul, pointwise, read, reduction, scatter, sorting, tensor_methods, view
 
 packs = [
     module.pack
@@ -11,6 +11,7 @@ packs = [
         join,
         matmul,
         pointwise,
+        read,
         reduction,
         scatter,
         sorting,

@@ -175,7 +175,7 @@ _add_product("addr", lambda a, b: a[:, None] * b)
 @pack.rule(aten.outer.default, aten.ger.default)
 def outer(info, in_dims, x, y):
     """(n), (m) -> (n, m)."""
-    for i, (v, d) in enumerate(zip((x, y), in_dims, strict=True)):
+    for i, (v, d) in enumerate(zip((x, y), in_dims[:2], strict=True)):
         if v.ndim - (d is not None) != 1:
             raise RuntimeError(f"outer: Expected 1-D argument {('self', 'vec2')[i]}, but got {v.ndim - (d is not None)}-D")
     x, y = to_front(x, in_dims[0]), to_front(y, in_dims[1])
@@ -185,16 +185,16 @@ def outer(info, in_dims, x, y):
 @pack.rule(aten.linalg_vecdot.default)
 def vecdot(info, in_dims, x, y, *, dim=-1):
     """(*, k), (*, k) -> (*)."""
-    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
-    x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims, strict=True))
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True))
+    x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims[:2], strict=True))
     return torch.linalg.vecdot(x, y, dim=physical_dim(dim, rank) - rank - 1), 0
 
 
 @pack.rule(aten.linalg_cross.default)
 def cross(info, in_dims, x, y, *, dim=-1):
     """(*, 3), (*, 3) -> (*, 3)."""
-    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
-    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims, strict=True))
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True))
+    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims[:2], strict=True))
     if x.ndim != y.ndim:
         raise RuntimeError("linalg.cross: inputs must have the same number of dimensions.")
     return torch.linalg.cross(x, y, dim=physical_dim(dim, rank)), 0
@@ -210,8 +210,8 @@ def _pad(x: Any, bdim: int | None, rank: int) -> Any:
 @pack.rule(aten._cdist_forward.default)
 def cdist(info, in_dims, x, y, p, compute_mode):
     """(*, n, d), (*, m, d) -> (*, n, m): distances of all pairs."""
-    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True))
-    x, y = (_pad(ensure_bdim(v, d, info.batch_size), 0, rank) for v, d in zip((x, y), in_dims, strict=True))
+    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True))
+    x, y = (_pad(ensure_bdim(v, d, info.batch_size), 0, rank) for v, d in zip((x, y), in_dims[:2], strict=True))
     mode = {0: "use_mm_for_euclid_dist_if_necessary", 1: "use_mm_for_euclid_dist",
             2: "donot_use_mm_for_euclid_dist", None: "use_mm_for_euclid_dist_if_necessary"}[compute_mode]  # fmt: skip
     return torch.cdist(x, y, p, mode), 0
@@ -224,7 +224,7 @@ pack.add(aten.cdist.default, lambda info, in_dims, x, y, p=2.0, compute_mode=Non
 @pack.rule(aten._euclidean_dist.default)
 def euclidean_dist(info, in_dims, x, y):
     """(n, d), (m, d) -> (n, m)."""
-    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims, strict=True))
+    x, y = (ensure_bdim(v, d, info.batch_size) for v, d in zip((x, y), in_dims[:2], strict=True))
     return torch.cdist(x, y), 0
 
 

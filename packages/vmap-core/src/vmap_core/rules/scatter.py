@@ -85,7 +85,22 @@ def logical_numel(x: Any, bdim: int | None) -> int:
     return torch.Size(logical_shape(x, bdim)).numel()
 
 
-pack.family(pointwise, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+pack.family(pointwise, aten.masked_fill.Scalar)
+
+
+@pack.rule(aten.masked_fill.Tensor)
+def masked_fill(info, in_dims, x, mask, value):
+    """(*), bool (*), () -> (*)."""
+    if logical_rank(value, in_dims[2]):
+        raise RuntimeError(
+            f"masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+            f"{logical_rank(value, in_dims[2])} dimension(s)."
+        )
+    if in_dims[2] is None:
+        (x, mask), bdim = align((x, mask), in_dims[:2])
+        return x.masked_fill(mask, value), bdim
+    (x, mask, value), bdim = align((x, mask, value), in_dims)
+    return torch.where(mask, value.to(x.dtype), x), bdim
 
 
 @pack.rule(aten.masked_scatter.default)

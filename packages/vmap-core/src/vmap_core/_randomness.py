@@ -1,0 +1,80 @@
+"""Random operations: which calls draw numbers, and the generators they draw from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+TAG = torch.Tag.nondeterministic_seeded
+
+
+def draws(op: Any, args: Any = (), kwargs: Any = None) -> bool:
+    """Tell whether a call draws random numbers: dropout in eval mode, or with p=0, does not.
+
+    Args:
+        op: an overload.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+    if not isinstance(op, OpOverload) or TAG not in op.tags:
+        return False
+    if "dropout" not in str(op._schema) and "rrelu" not in op._schema.name:
+        return True
+    given = dict(zip((a.name for a in op._schema.arguments), args, strict=False))
+    given.update(kwargs or {})
+    for a in op._schema.arguments:
+        if a.has_default_value():
+            given.setdefault(a.name, a.default_value)
+    if given.get("train", True) is False or given.get("training", True) is False:
+        return False
+    if given.get("dropout_p", 1) == 0 or given.get("dropout", 1) == 0:
+        return False
+    chance = given.get("p", 0.5)
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    return not (composite and isinstance(chance, int | float) and chance in (0, 1))
+
+
+def generators(args: Any) -> list[Any]:
+    """Return the generators that a call may draw from: the one given, or the default ones of its devices."""
+    flat = list(_flat(args))
+    explicit = [a for a in flat if isinstance(a, torch.Generator)]
+    if explicit:
+        return explicit
+    found = [torch.default_generator]
+    for device in {a if isinstance(a, torch.device) else a.device for a in flat if _has_device(a)}:
+        if device.type in ("cpu", "meta"):
+            continue
+        module = torch.get_device_module(device.type)
+        defaults = getattr(module, "default_generators", ())
+        index = device.index if device.index is not None else module.current_device()
+        if index < len(defaults):
+            found.append(defaults[index])
+    return found
+
+
+def _flat(args: Any) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, list | tuple):
+            yield from _flat(a)
+        else:
+            yield a
+
+
+def _has_device(a: Any) -> bool:
+    return isinstance(a, torch.Tensor | torch.device)
+
+
+@contextlib.contextmanager
+def rewinding(args: Any) -> Iterator[Callable[[], None]]:
+    """Yield a function that takes the generators of a call back to where they stood before it."""
+    states = [(g, g.get_state()) for g in generators(args)]
+
+    def rewind() -> None:
+        for generator, state in states:
+            generator.set_state(state)
+
+    yield rewind
