@@ -57,21 +57,20 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[OpOv
         The overload and a function that brings such calls' arguments into the schema's order (None where they
         are in order already), or None if no overload, or more than PyTorch would tell apart, fits.
     """
-    if isinstance(func, OpOverload):
-        overloads = [func]
-    else:
-        packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
-        if packet is None:
-            return None
-        overloads = overloads_of(packet)
-    for overload in overloads:
-        plan = _match(overload, args, kwargs)
-        if plan is not None:
-            return overload, _arranger(plan, len(args), kwargs)
+    if isinstance(func, OpOverload):  # chosen already; the dispatcher gives numbers for some Tensor arguments
+        sources = _match(func, args, kwargs, lambda arg, value: True)
+        return None if sources is None else (func, _arranger(sources, len(args), kwargs))
+    packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
+    for overload in overloads_of(packet) if packet is not None else ():
+        sources = _match(overload, args, kwargs, _accepts)
+        if sources is not None:
+            return overload, _arranger(sources, len(args), kwargs)
     return None
 
 
-def _match(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
+def _match(
+    op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], accepts: Callable[[Any, Any], bool]
+) -> list[tuple[str, Any]] | None:
     """Return, for each positional schema argument, where it comes from; None if the call does not fit.
 
     Sources: ``("a", index)`` positional, ``("v", index)`` the varargs from index on, ``("k", name)`` keyword,
@@ -85,7 +84,7 @@ def _match(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     packed = False
     for i, arg in enumerate(positional):
         if i < len(args):
-            if _accepts(arg, args[i]):
+            if accepts(arg, args[i]):
                 sources.append(("a", i))
             elif _varargs(arg, positional, i, args):
                 sources.append(("v", i))
@@ -96,7 +95,7 @@ def _match(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
         else:
             name = _keyword(arg.name, given)
             if name is not None:
-                if not _accepts(arg, given.pop(name)):
+                if not accepts(arg, given.pop(name)):
                     return None
                 sources.append(("k", name))
             elif arg.has_default_value():
@@ -108,7 +107,7 @@ def _match(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     for arg in keyword_only:
         name = _keyword(arg.name, given)
         if name is not None:
-            if not _accepts(arg, given.pop(name)):
+            if not accepts(arg, given.pop(name)):
                 return None
             sources.append(("=", (arg.name, name)))
         elif not arg.has_default_value():

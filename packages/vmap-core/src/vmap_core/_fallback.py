@@ -121,15 +121,15 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
         level.require_randomness(op)
     report(op)
     kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
+    if random and level.randomness == "same" and not _any_dim(in_dims) and not mutable:
+        out = op(*args, **kwargs)  # one draw for all samples, and a result for all
+        return out, [None] * len(out) if isinstance(out, list | tuple) else None
     if level.batch_size == 0:
         with rewinding((*args, *kwargs.values())) as rewind:
             out = _empty(op, in_dims, kw_dims, args, kwargs, mutable)
             if random:
                 rewind()
         return out
-    if random and level.randomness == "same" and not _any_dim(in_dims) and not mutable:
-        out = op(*args, **kwargs)  # one draw for all samples, and a result for all
-        return out, [None] * len(out) if isinstance(out, list | tuple) else None
     rows = []
     same = random and level.randomness == "same"
     with rewinding((*args, *kwargs.values())) if same else contextlib.nullcontext() as rewind:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 
 from . import _dispatch, _ownership
+from ._errors import RandomnessError, user_location
+from ._randomness import draws
+from ._binding import overloads_of
 from ._tensor import BatchedTensor
 
 if TYPE_CHECKING:
@@ -32,10 +35,10 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
     if rule is not None and rule.kind == "logical":
         return _plans.from_rule(rule, func, op, arrange)
     random = _plans.RANDOM in op.tags
+    if random:
+        functional = None
     if rule is None and functional is None and not _fallback.is_leaf(op):
         return None
-    if rule is None and functional is not None and random:
-        functional = None
     writes = [i for i, a in enumerate(op._schema.arguments) if not a.kwarg_only and _written(a)]
     kw_writes = [a.name for a in op._schema.arguments if a.kwarg_only and _written(a)]
     run_unbatched = _plans.unbatched_plan(func, op)
@@ -45,9 +48,13 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         if arrange is not None:
             args, kwargs = arrange(args, kwargs)
         targets = [args[i] for i in writes] + [kwargs[k] for k in kw_writes]
-        if random:
+        different = False
+        if random and draws(op, args, kwargs):
             level.require_randomness(op)
-        if not _plans.any_batched(level, args, kwargs) and not (random and level.randomness == "different"):
+            different = level.randomness == "different"
+        if different:
+            _require_samples(level, targets)
+        if not different and not _plans.any_batched(level, args, kwargs):
             run_unbatched(level, given, given_kwargs)
             return _returned(op, targets)
         if rule is None and functional is not None:
@@ -73,6 +80,19 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
     return run
 
 
+def _require_samples(level: Level, targets: list[Any]) -> None:
+    """Raise if numbers that differ by sample are about to be written to a tensor which all samples share."""
+    for t in targets:
+        inside = type(t) is BatchedTensor and t._level is level and (t._bdim is not None or t._origin is not None)
+        if isinstance(t, torch.Tensor) and not inside:
+            raise RandomnessError(
+                "vmap: Cannot ask for different inplace randomness on an unbatched tensor. This will appear like same "
+                "randomness. If this is necessary for your usage, please file an issue with functorch.\n  "
+                f"At {user_location()}, in vmap of {level.name!r}. Instead: write to a tensor made inside the function, "
+                "or map over this one with in_dims."
+            )
+
+
 def _written(a: Any) -> bool:
     return a.alias_info is not None and a.alias_info.is_write
 
@@ -89,11 +109,11 @@ def functional_of(op: OpOverload) -> Any:
     if not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overload = getattr(packet, op._overloadname, None) if packet is not None else None
-    if overload is None or overload._schema.is_mutable:
-        return None
     mine = [(a.name, str(a.type)) for a in op._schema.arguments]
-    return overload if mine == [(a.name, str(a.type)) for a in overload._schema.arguments] else None
+    for overload in overloads_of(packet) if isinstance(packet, OpOverloadPacket) else ():
+        if not overload._schema.is_mutable and mine == [(a.name, str(a.type)) for a in overload._schema.arguments]:
+            return overload
+    return None
 
 
 def write(level: Level, op: object, target: Any, result: Any) -> None:

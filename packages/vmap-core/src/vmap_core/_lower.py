@@ -91,6 +91,11 @@ def lower(x: BatchedTensor) -> LoweredTensor:
     return wrapped
 
 
+def _at(level: Level, x: BatchedTensor) -> BatchedTensor:
+    """Return a tensor of another level as one that is unbatched at this level: C++ must only meet real tensors."""
+    return x if x._level is level else BatchedTensor(x, None, level)
+
+
 def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an ATen operation on lowered tensors by its rule, decomposition or loop."""
     known: dict[int, LoweredTensor] = {}
@@ -102,8 +107,8 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return type(a)(map(raise_, a)) if type(a) in (list, tuple) else a
 
     def lower_(a: Any) -> Any:
-        if type(a) is BatchedTensor and a._level is level:
-            return known[id(a)] if id(a) in known else lower(a)
+        if type(a) is BatchedTensor:
+            return known[id(a)] if id(a) in known else lower(_at(level, a))
         return _plans.rebuild(a, list(map(lower_, a))) if isinstance(a, list | tuple) else a
 
     args = raise_(tuple(args))
@@ -126,8 +131,8 @@ def run_lowered(
     """
 
     def lower_(a: Any) -> Any:
-        if type(a) is BatchedTensor and a._level is level:
-            return lower(a)
+        if type(a) is BatchedTensor:
+            return lower(_at(level, a))
         return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
 
     def raise_(a: Any) -> Any:

@@ -147,7 +147,7 @@ def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], b
             dims.append(a._bdim)
             if a._bdim is not None:
                 batched = True
-        elif (kind is list or kind is tuple) and any(isinstance(e, Tensor) for e in a):
+        elif isinstance(a, list | tuple) and any(isinstance(e, Tensor) for e in a):
             inner, inner_dims, inner_batched = unwrap(level, a)
             values.append(inner)
             dims.append(inner_dims)

@@ -251,7 +251,7 @@ _OPERANDS = (Tensor, int, float, complex, bool, torch.SymInt, torch.SymFloat, to
 _COMMON = {BatchedTensor, Tensor, float, int}
 
 _OPERATORS = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "truediv": torch.true_divide,
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "truediv": torch.div,
     "floordiv": torch.floor_divide, "mod": torch.remainder, "pow": torch.pow, "matmul": torch.matmul,
     "and": torch.Tensor.__and__, "or": torch.Tensor.__or__, "xor": torch.Tensor.__xor__,
     "lshift": torch.Tensor.__lshift__, "rshift": torch.Tensor.__rshift__,

@@ -1,16 +1,18 @@
 """The core's own rules, a file per family of operators."""
 
-from . import cast, getitem, index, join, matmul, pointwise, read, reduction, scatter, sorting, tensor_methods, view
+from . import cast, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, tensor_methods, view
 
 packs = [
     module.pack
     for module in (
         cast,
+        fft,
         getitem,
         index,
         join,
         matmul,
         pointwise,
+        random,
         read,
         reduction,
         scatter,

@@ -134,10 +134,10 @@ def index_select(info, in_dims, x, dim, index):
     scalar = not rank
     wrap_dim(dim, rank)
     index = ensure_bdim(index, i_bdim, info.batch_size)
-    index = index.reshape(index.shape[0], -1) if index.ndim == 1 else index
+    index = index.unsqueeze(1) if index.ndim == 1 else index
     if x_bdim is None and rank:
         d = wrap_dim(dim, rank)
-        return x.index_select(d, index.reshape(-1)).unflatten(d, index.shape), d
+        return torch.unflatten(x.index_select(d, index.reshape(-1)), d, index.shape), d
     x = ensure_bdim(x, x_bdim, info.batch_size)
     if scalar:
         return x.unsqueeze(1).gather(1, index).squeeze(1), 0
@@ -176,7 +176,7 @@ def _rowwise(op: Any) -> Any:
             out = op(x, d, index, *rest, **kwargs)
             return (out if rank else out.squeeze(1)), 0
         index = to_front(index, i_bdim)
-        index = index.reshape(index.shape[0], -1)
+        index = index.reshape(index.shape[0], index.shape[1:].numel())
         n = x.shape[d]
         offset = torch.arange(x.shape[0], device=index.device)[:, None] * n
         if op is not aten.index_add.default:
@@ -184,10 +184,15 @@ def _rowwise(op: Any) -> Any:
         flat = _flat_rows(x, d)
         rest = [_flat_rows(r, d) if isinstance(r, torch.Tensor) and r.ndim > 1 else r for r in rest]
         out = op(flat, 0, (index + offset).reshape(-1), *rest, **kwargs)
-        out = out.unflatten(0, (x.shape[0], n)).movedim(1, d)
+        out = out.reshape(x.shape[0], n, *out.shape[1:]).movedim(1, d)
         return (out if rank else out.squeeze(1)), 0
 
     return index_write
+
+
+def _rows(x: Any) -> Any:
+    """(B, *) -> (B, numel)."""
+    return x.reshape(x.shape[0], x.shape[1:].numel())
 
 
 def _flat_rows(x: Any, d: int) -> Any:
@@ -218,7 +223,7 @@ def index_fill(info, in_dims, x, dim, index, value):
     shape = logical_shape(x, x_bdim)
     d = wrap_dim(dim, len(shape))
     n = shape[d] if shape else 1
-    index = index.reshape(-1) if i_bdim is None else to_front(index, i_bdim).reshape(info.batch_size, -1)
+    index = index.reshape(-1) if i_bdim is None else _rows(to_front(index, i_bdim))
     hit = torch.zeros((n,) if i_bdim is None else (info.batch_size, n), dtype=torch.bool, device=x.device)
     hit = hit.scatter(-1, torch.where(index < 0, index + n, index), True)
     x = ensure_bdim(x, x_bdim, info.batch_size)

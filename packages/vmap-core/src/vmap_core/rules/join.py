@@ -133,7 +133,7 @@ def repeat_interleave(info, in_dims, x, repeats, dim=None, *, output_size=None):
 @pack.rule(aten.repeat_interleave.self_Tensor)
 def repeat_interleave_tensor(info, in_dims, x, repeats, dim=None, *, output_size=None):
     """(*, n, *), (n) -> (*, sum of repeats, *). Batched repeats need ``output_size``: the result must be of one size."""
-    x_bdim, r_bdim = in_dims
+    x_bdim, r_bdim = in_dims[:2]
     size = logical_shape(x, x_bdim)
     rank = len(size)
     if dim is None:

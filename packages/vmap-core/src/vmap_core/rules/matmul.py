@@ -92,9 +92,7 @@ def matmul(info, in_dims, a, b):
         return torch.matmul(to_front(b, b_bdim), a.mT if a_rank == 2 else a), 0  # (B k) (k n)
     if a_bdim is None and a_rank == 2 and b_rank == 2:
         b = b.movedim(b_bdim, 1)  # (n k) (k B m) -> (n B m)
-        return a.mm(b.reshape(b.shape[0], -1)).unflatten(1, b.shape[1:]) if b.numel() else torch.matmul(
-            a, b.movedim(1, 0)
-        ).movedim(0, 1), 1
+        return torch.unflatten(a.mm(b.reshape(b.shape[0], b.shape[1:].numel())), 1, b.shape[1:]), 1
     if a_rank == 1 and b_rank == 1:
         a, b = ensure_bdim(a, a_bdim, info.batch_size), ensure_bdim(b, b_bdim, info.batch_size)
         return torch.matmul(a.unsqueeze(1), b.unsqueeze(2))[:, 0, 0], 0

@@ -10,6 +10,15 @@ pack = RulePack("core.pointwise")
 
 pack.family(
     pointwise,
+    aten.complex.default,
+    aten.polar.default,
+    aten.rsub.Scalar,
+    aten.rsub.Tensor,
+    aten.true_divide.Scalar,
+    aten.true_divide.Tensor,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
     aten.zeros_like.default,
     aten.ones_like.default,
 )

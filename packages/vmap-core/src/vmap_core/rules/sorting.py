@@ -190,12 +190,27 @@ def _data_dependent(name: str, advice: str) -> RuleFunction:
 for _ops, _advice in (
     ((aten.nonzero.default, aten.nonzero_numpy.default, aten.argwhere.default, aten.where.default),
      "use torch.where(condition, a, b), or torch.nonzero_static with a size that covers every sample"),
-    ((aten.masked_select.default,), "use torch.where(mask, x, 0), which keeps the shape"),
     ((aten._unique2.default, aten._unique.default, aten.unique_dim.default, aten.unique_consecutive.default,
       aten.unique_dim_consecutive.default), "sort, and compare neighbours; or map outside"),
 ):  # fmt: skip
     for _op in _ops:
         pack.add(_op, _data_dependent(_op._schema.name.partition("::")[2], _advice))
+
+
+@pack.rule(aten.masked_select.default)
+def masked_select(info, in_dims, x, mask):
+    """(*), bool (*) -> (k): the elements where the mask is true; how many must not differ from sample to sample."""
+    x_bdim, m_bdim = in_dims
+    if m_bdim is not None:
+        return _data_dependent("masked_select", "use torch.where(mask, x, 0), which keeps the shape")(
+            info, in_dims, x, mask
+        )
+    x = to_front(x, x_bdim)
+    if x.ndim - 1 < mask.ndim:
+        x = x.reshape(x.shape[0], *(1,) * (mask.ndim + 1 - x.ndim), *x.shape[1:])
+    mask, _ = torch.broadcast_tensors(mask, x[0] if x.shape[0] else x.new_empty(x.shape[1:]))
+    x = x.expand(x.shape[0], *mask.shape)
+    return x.reshape(x.shape[0], mask.numel()).index_select(1, mask.reshape(-1).nonzero()[:, 0]), 0
 
 
 @pack.rule(aten.nonzero_static.default)

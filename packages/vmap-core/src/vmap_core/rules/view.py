@@ -270,6 +270,20 @@ def movedim_int(info, in_dims, x, source, destination):
     return movedim(info, in_dims, x, [source], [destination])
 
 
+@pack.logical(torch.Tensor.unflatten)
+def unflatten(info, x, dim, sizes):
+    """(*, n, *) -> (*, *sizes, *). Tensor.unflatten calls its base class, which only takes tensors of C++."""
+    with info.pushed():
+        return torch.unflatten(x, dim, sizes)
+
+
+@pack.logical(aten.tensor_split.tensor_indices_or_sections)
+def tensor_split(info, x, indices_or_sections, dim=0):
+    """(*, n, *) -> several (*, n_i, *), at places or in parts read from a tensor."""
+    with info.pushed():
+        return aten.tensor_split(x, indices_or_sections.tolist(), dim)
+
+
 def _same_dims(op: Any) -> RuleFunction:
     """Make the rule of a view of the elements: every dim stays."""
 

@@ -1,0 +1,24 @@
+"""Fourier transforms: the kernels take a list of dims, which are counted around the batch dim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._dims import physical_dims
+from .._registry import RuleFunction, RulePack
+
+aten = torch.ops.aten
+pack = RulePack("core.fft")
+
+
+def _over_dims(op: Any) -> RuleFunction:
+    def transform(info: Any, in_dims: Any, x: Any, dim: Any, *args: Any) -> Any:
+        bdim = in_dims[0]
+        return op(x, physical_dims(list(dim), x.ndim - 1, bdim), *args), bdim
+
+    return transform
+
+
+pack.family(_over_dims, aten._fft_c2c.default, aten._fft_c2r.default, aten._fft_r2c.default)
