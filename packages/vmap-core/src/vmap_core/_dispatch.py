@@ -61,6 +61,16 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return plan(level, args, kwargs)
 
 
+def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a call without the rule for the function itself; for such a rule, to pass a call on."""
+    elements = tuple(map(_element_types, (*args, *kwargs.values())))
+    key: Any = (call_inherent, func, len(args), *kwargs, *elements)
+    plan = level.plans.get(key)
+    if plan is None:
+        plan = level.plans[key] = inherent_plan(level, func, args, kwargs)
+    return plan(level, args, kwargs)
+
+
 def by_elements(key: Any) -> Plan:
     """Make the plan of a call with lists: the types in a list, too, decide between overloads."""
 
@@ -87,11 +97,18 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     In this order: a rule for the function itself; a rule for the overload it means (exact, or by the family its
     schema and tags put it in); the Python body of a composite function; the dispatcher (door 2).
     """
-    from . import _lower, _plans
+    from . import _plans
 
     rule = level.table.rule(func)
     if rule is not None and not isinstance(func, OpOverload):
         return _plans.from_rule(rule, func, None, None, args)
+    return inherent_plan(level, func, args, kwargs)
+
+
+def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """Decide how calls run that have no rule for the function itself."""
+    from . import _lower, _plans
+
     if type(func) is FunctionType:
         return body_plan(func)
     if kwargs.get("out") is not None:

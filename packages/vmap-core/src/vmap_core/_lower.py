@@ -154,7 +154,7 @@ def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch
     if op is not None and _fallback.is_leaf(op):
         return _plans.from_rule(_leaf_rule(op), func, op, arrange)
     run_unbatched = _plans.unbatched_plan(func, op)
-    draws = _is_random(func)
+    draws = is_random(func)
     native = _native(func, op)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -186,7 +186,8 @@ def _leaf_rule(op: OpOverload) -> Rule:
     return Rule(decompose, "logical", "core (decomposition)")
 
 
-def _is_random(func: Any) -> bool:
+def is_random(func: Any) -> bool:
+    """Tell whether a function may draw random numbers."""
     packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
     if isinstance(func, OpOverload):
         return _plans.RANDOM in func.tags

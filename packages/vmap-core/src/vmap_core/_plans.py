@@ -235,16 +235,20 @@ def _own_one(
 
 def out_plan(func: Any) -> Plan:
     """Make the plan for ``f(..., out=t)``: compute without it, then write the result to ``t``."""
+    from ._lower import is_random
+
+    # a random operation draws per sample whatever its arguments are
+    random = is_random(func)
     run_unbatched = unbatched_plan(func, None)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not random and not any_batched(level, args, kwargs):
+            run_unbatched(level, args, kwargs)
+            return kwargs["out"]
         rest = {k: v for k, v in kwargs.items() if k != "out"}
         out = kwargs["out"]
-        # A random operation draws per sample whatever its arguments are.
         results = _dispatch.call(level, func, args, rest)
-        if not any_batched(level, (results, out), {}):
-            run_unbatched(level, args, kwargs)
-        elif isinstance(out, Tensor):
+        if isinstance(out, Tensor):
             _inplace.write_out(level, func, out, results)
         else:
             for target, result in zip(out, results, strict=True):

@@ -19,6 +19,4 @@ pack.family(
     aten.where.Scalar,
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
-    aten.zeros_like.default,
-    aten.ones_like.default,
 )
