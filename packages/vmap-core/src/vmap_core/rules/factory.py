@@ -193,10 +193,8 @@ def _leaves(data: Any) -> Iterator[Any]:
 
 
 def _shape(data: Any) -> tuple[int, ...]:
-    if isinstance(data, Tensor):
-        return tuple(data.shape)
     if not isinstance(data, list | tuple):
-        return ()
+        return ()  # also a tensor, of one element
     inner = {_shape(item) for item in data}
     if len(inner) > 1:
         raise ValueError("expected sequences of equal length at every depth")
@@ -217,8 +215,40 @@ def _from_nested(data: Any, kwargs: dict[str, Any]) -> Any:
     scalars = [
         a.detach().reshape(()).to(dtype) if isinstance(a, Tensor) else torch.tensor(a, dtype=dtype) for a in leaves
     ]
-    out = torch.stack(scalars).reshape(_shape(data))
+    out = torch.stack(scalars).reshape(_shape(data)).clone(memory_format=torch.contiguous_format)
     return out.to(device=kwargs["device"]) if kwargs.get("device") is not None else out
+
+
+def _line(op: Any) -> RuleFunction:
+    """Make the rule of linspace or logspace between scalars that are tensors."""
+    logarithmic = "logspace" in op.name()
+
+    def line(info: Any, in_dims: Any, start: Any, end: Any, steps: int, base: float = 10.0, **kwargs: Any) -> Any:
+        """(), () -> (steps), from both ends towards the middle."""
+        if any(a.ndim - (d is not None) for a, d in zip((start, end), in_dims, strict=False) if isinstance(a, Tensor)):
+            name = "logspace" if logarithmic else "linspace"
+            raise RuntimeError(f"{name} only supports 0-dimensional start and end tensors")
+        given = [a.dtype.is_complex if isinstance(a, Tensor) else isinstance(a, complex) for a in (start, end)]
+        dtype = kwargs.pop("dtype", None) or _python_dtype(torch.complex64 if any(given) else torch.float32)
+        exact = dtype if dtype.is_floating_point or dtype.is_complex else torch.float64
+        start, end = (a.detach().to(exact).unsqueeze(-1) if isinstance(a, Tensor) else a for a in (start, end))
+        device = kwargs.get("device") or (start if isinstance(start, Tensor) else end).device
+        i = torch.arange(steps, dtype=exact, device=device)
+        step = (end - start) / max(steps - 1, 1)
+        out = torch.where(i.real < steps // 2, start + step * i, end - step * (steps - 1 - i)) if steps > 1 else start + step * i
+        return (torch.pow(base, out) if logarithmic else out).to(dtype), 0
+
+    return line
+
+
+for _op in (aten.linspace, aten.logspace):
+    pack.family(_line, _op.Tensor_Tensor, _op.Tensor_Scalar, _op.Scalar_Tensor)
+
+
+@pack.rule(aten.zero_.default)
+def zero_(info, in_dims, x):
+    """(*) in place."""
+    return x.zero_(), in_dims[0]
 
 
 @pack.composite(torch.vander)

@@ -288,6 +288,8 @@ def dropout(info, input, p, train):
             return wrap(info, x * mask.unsqueeze(bdim), bdim)
         if info.randomness == "different":
             x, bdim = ensure_bdim(x, bdim, info.batch_size), 0
+            if x.device.type == "cpu" and not x.is_contiguous():  # drawn in the order of dims, not of memory
+                return wrap(info, x * x.new_empty(x.shape).bernoulli_(1 - p).div_(1 - p), bdim)
     return wrap(info, torch.dropout(x, p, True), bdim)
 
 
