@@ -72,6 +72,18 @@ def _function(op: Callable[..., Any], spec: Any, leaves: list[Any], places: list
     return function
 
 
+UNBOUND = {"exponential", "cauchy", "geometric", "log_normal", "uniform"}
+
+
+def function_of(op: Any) -> Callable[..., Any]:
+    """Return what an OpInfo entry tests, as users call it."""
+    if op.name in UNBOUND or op.name == "normal" and op.variant_test_name == "in_place":
+        return lambda x, *args, **kwargs: getattr(x, op.name + "_")(*args, **kwargs)
+    if op.name == "item":
+        return lambda x, *args, **kwargs: x.item()
+    return bound(op.op)
+
+
 def bound(op: Callable[..., Any]) -> Callable[..., Any]:
     """Call a method as users do, ``x.add_(y)``: the unbound ``Tensor.add_`` checks the type of its self in C++."""
     if type(op) in (type(torch.Tensor.add), type(torch.Tensor.__getitem__)):
@@ -109,6 +121,8 @@ def _out(op: Callable[..., Any]) -> Callable[..., Any]:
 def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None) -> Iterator[Case]:
     """Yield the cases of an OpInfo entry, from ``limit`` of its samples (None: all)."""
     torch.manual_seed(0)
+    # as_strided reads memory: a sample that lies across the batch has other strides than the sample alone
+    layout = op.name.startswith("as_strided")
     for k, sample in enumerate(op.sample_inputs("cpu", dtype, requires_grad=False)):
         if limit is not None and k >= limit:
             break
@@ -120,14 +134,15 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         label = f"sample {k}: " + ", ".join(
             str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a)[:40] for a in leaves
         )
-        function = _function(bound(op.op), spec, leaves, places)
+        function = _function(function_of(op), spec, leaves, places)
         n = len(tensors)
         front, last = (0,) * n, tuple(t.ndim for t in tensors)
         batched = [stacked(t, 3, 0) for t in tensors]
         at_end = [stacked(t, 3, -1) for t in tensors]
         if "forward" in modes:
             yield Case("forward", function, batched, [front], label)
-            yield Case("forward", function, at_end, [last], label)
+            if not layout:
+                yield Case("forward", function, at_end, [last], label)
         if "one_argument" in modes and n > 1:
             for i in range(n):
                 only = tuple(0 if j == i else None for j in range(n))
@@ -136,7 +151,7 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         if "sizes" in modes:
             for size in (0, 1):
                 yield Case("sizes", function, [stacked(t, size, 0) for t in tensors], [front], label)
-        if "nested" in modes:
+        if "nested" in modes and not layout:
             both = [torch.stack([stacked(r, 2, -1) for r in rows(t, 3)]) for t in tensors]
             yield Case("nested", function, both, [front, last], label)
             if n > 1:  # at different levels: the first inside, the others outside
@@ -148,10 +163,12 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         ):
             run = _function(_inplace(bound(op.inplace_variant)), spec, leaves, places)
             yield Case("inplace", run, batched, [front], label)
-            yield Case("inplace", run, at_end, [last], label)
+            if not layout:
+                yield Case("inplace", run, at_end, [last], label)
         if "out" in modes and op.supports_out:
-            run = _function(_out(bound(op.op)), spec, leaves, places)
+            run = _function(_out(function_of(op)), spec, leaves, places)
             yield Case("out", run, batched, [front], label)
         if "gradient" in modes and op.supports_autograd and any(t.is_floating_point() for t in tensors):
             yield Case("gradient", function, batched, [front], label)
-            yield Case("gradient", function, at_end, [last], label)
+            if not layout:
+                yield Case("gradient", function, at_end, [last], label)

@@ -36,10 +36,15 @@ def loop(function: Callable[..., list[Any]], tensors: list[Any], levels: list[tu
     dims = levels[0]
     size = next(t.shape[d] for t, d in zip(tensors, dims, strict=True) if d is not None)
     samples = [
-        loop(function, [t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)], levels[1:])
+        loop(function, [t if d is None else own_memory(t.select(d, i)) for t, d in zip(tensors, dims, strict=True)], levels[1:])
         for i in range(size)
     ]
     return [torch.stack(column) for column in zip(*samples, strict=True)] if samples else []
+
+
+def own_memory(sample: Any) -> Any:
+    """Return a sample as a tensor of its own: some operators look at strides and storage offsets."""
+    return sample.clone(memory_format=torch.contiguous_format) if sample.layout == torch.strided else sample
 
 
 def mapped(vmap: Vmap, case: Case, randomness: str) -> list[Any]:

@@ -37,7 +37,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KWARG
     try:
         if type(mode) is Level:
             return call(mode, func, args, kwargs)
-        return mode.__torch_function__(_callable(func), (torch.Tensor,), args, kwargs)  # the user's own mode
+        return mode.__torch_function__(emitter(func), (torch.Tensor,), args, kwargs)  # the user's own mode
     finally:
         push_level(mode)
 
@@ -167,22 +167,12 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args = revive(tuple(args))
     kwargs = {k: revive(v) for k, v in kwargs.items()}
     if not dead:
-        return _callable(func)(*args, **kwargs)
+        return emitter(func)(*args, **kwargs)
     raise EscapedTensorError(
         f"vmap: a tensor of the {dead[0]._level!r} was used at {user_location()}, where that level is not active: "
         f"your tensor may have escaped from inside a function being vmapped and this is a user error "
         f"(https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
     )
-
-
-def _callable(func: Any) -> Callable[..., Any]:
-    """Return something that also runs on BatchedTensors: methods of Tensor check their self in C++."""
-    if isinstance(func, BuiltinFunctionType | FunctionType | OpOverload | OpOverloadPacket):
-        return func
-    if func.__name__ in ("__get__", "__set__"):
-        attribute = func.__self__.__name__
-        return (lambda x: getattr(x, attribute)) if func.__name__ == "__get__" else (lambda x, v: setattr(x, attribute, v))
-    return emitter(func)
 
 
 def emitter(func: Any) -> Callable[..., Any]:
@@ -198,6 +188,12 @@ def emitter(func: Any) -> Callable[..., Any]:
     if not isinstance(func, MethodDescriptorType | WrapperDescriptorType | MethodWrapperType):
         return func
     name = func.__name__
+    if name == "__get__":
+        name = func.__self__.__name__
+        return lambda self: getattr(self, name)
+    if name == "__set__":
+        name = func.__self__.__name__
+        return lambda self, value: setattr(self, name, value)
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 
 

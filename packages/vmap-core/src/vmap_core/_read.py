@@ -45,6 +45,13 @@ def value(x: BatchedTensor, operation: str) -> Any:
     return x._value
 
 
+def every_sample(x: Any) -> Any:
+    """Return the plain tensor under all levels, for a check that concerns every sample at once."""
+    while isinstance(x, torch.Tensor) and hasattr(x, "_bdim"):
+        x = x._value
+    return x
+
+
 def item(x: BatchedTensor, operation: str) -> Any:
     """Return the Python number that all samples share."""
     return _dispatch.physically(lambda v: v.item(), value(x, operation))
@@ -75,5 +82,3 @@ def describe(x: BatchedTensor) -> str:
     dead = "" if x._level.active else " (dead: its vmap has returned)"
     return f"BatchedTensor(vmap of {x._level.name!r}{dead}, bdim={x._bdim}, value=\n{body}\n)"
 
-
-_ = torch

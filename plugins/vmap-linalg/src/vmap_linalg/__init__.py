@@ -1,13 +1,13 @@
-"""vmap-linalg: a rule pack for vmap-core."""
+"""vmap-linalg: linear algebra under vmap. A rule pack for vmap-core."""
 
 from vmap_core.extend import RulePack, hookimpl
 
-__all__ = ["vmap_rules"]
+from . import matrices
 
-pack = RulePack("linalg")
+__all__ = ["vmap_rules"]
 
 
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    return [pack]
+    return [matrices.pack]

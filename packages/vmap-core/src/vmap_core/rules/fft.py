@@ -16,6 +16,11 @@ pack = RulePack("core.fft")
 def _over_dims(op: Any) -> RuleFunction:
     def transform(info: Any, in_dims: Any, x: Any, dim: Any, *args: Any) -> Any:
         bdim = in_dims[0]
+        if not x.shape[bdim]:  # MKL refuses an empty batch
+            shape = list(x.shape)
+            shape[bdim] = 1
+            out, _ = transform(info, in_dims, x.new_zeros(shape), dim, *args)
+            return out.narrow(bdim, 0, 0), bdim
         return op(x, physical_dims(list(dim), x.ndim - 1, bdim), *args), bdim
 
     return transform

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
+from .._errors import DataDependentError, user_location
 from .._ownership import same_storage
+from .._read import every_sample
 from .._registry import RulePack
 from .getitem import batched_mask_error
 from .view import logical_shape
@@ -105,6 +107,16 @@ def _placed(x: Any, values: Any, values_bdim: int | None, region: Region) -> Any
 def index_put(info, in_dims, x, indices, values, accumulate=False):
     """(*), index tensors, (*) -> (*) with values put where the indices point."""
     x_bdim, dims, v_bdim = in_dims[:3]
+    if dims[0] is not None and indices[0].dtype == torch.bool and all(i is None for i in indices[1:]) and (
+        logical_rank(values, v_bdim) == 0
+    ):  # one value for each true element: the shape does not depend on how many there are
+        rank = logical_rank(x, x_bdim)
+        mask = to_front(indices[0], dims[0])
+        mask = mask.reshape(*mask.shape, *(1,) * (rank + 1 - mask.ndim))
+        x = ensure_bdim(x, x_bdim, info.batch_size)
+        values = values.to(x.dtype)
+        values = values if v_bdim is None else values.reshape(-1, *(1,) * rank)
+        return torch.where(mask, x + values if accumulate else values, x), 0
     x = ensure_bdim(x, x_bdim, info.batch_size)
     region = Region(indices, dims)
     where = region.with_samples(x.shape[0], x.device)
@@ -232,6 +244,30 @@ def index_fill(info, in_dims, x, dim, index, value):
         view[d] = n
     hit = hit.reshape(-1, *view)
     return torch.where(hit, value.to(x.dtype).reshape(-1, *(1,) * len(shape)), x), 0
+
+
+@pack.rule(aten.one_hot.default)
+def one_hot(info, in_dims, x, num_classes=-1):
+    """(*) -> (*, num_classes)."""
+    values = every_sample(x)
+    if values.numel():
+        if int(values.min()) < 0:
+            raise RuntimeError("Class values must be non-negative.")
+        highest = int(values.max())
+        if num_classes == -1:
+            rows = to_front(x, in_dims[0])
+            lowest = int(every_sample(rows.reshape(rows.shape[0], rows.shape[1:].numel()).amax(1)).min())
+            if lowest != highest:
+                raise DataDependentError(
+                    f"vmap: one_hot without num_classes gives results of different sizes ({lowest + 1} to {highest + 1}) "
+                    f"for different samples, at {user_location()}. Instead: pass num_classes."
+                )
+            num_classes = highest + 1
+        elif highest >= num_classes:
+            raise RuntimeError("Class values must be smaller than num_classes.")
+    elif num_classes <= 0:
+        raise RuntimeError("Can not infer total number of classes from empty tensor.")
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long(), in_dims[0]
 
 
 @pack.rule(aten.embedding.default)

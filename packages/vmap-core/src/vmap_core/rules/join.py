@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
+from .._errors import DataDependentError, user_location
+from .._read import every_sample
 from .._registry import RulePack
 from .view import _numel, logical_shape
 
@@ -132,7 +134,7 @@ def repeat_interleave(info, in_dims, x, repeats, dim=None, *, output_size=None):
 
 @pack.rule(aten.repeat_interleave.self_Tensor)
 def repeat_interleave_tensor(info, in_dims, x, repeats, dim=None, *, output_size=None):
-    """(*, n, *), (n) -> (*, sum of repeats, *). Batched repeats need ``output_size``: the result must be of one size."""
+    """(*, n, *), (n) -> (*, sum of repeats, *). Every sample's repeats must have one total."""
     x_bdim, r_bdim = in_dims[:2]
     size = logical_shape(x, x_bdim)
     rank = len(size)
@@ -146,14 +148,17 @@ def repeat_interleave_tensor(info, in_dims, x, repeats, dim=None, *, output_size
     dim = wrap_dim(dim, rank)
     if r_bdim is None:
         return x.repeat_interleave(repeats, physical_dim(dim, rank, x_bdim), output_size=output_size), x_bdim
-    if output_size is None:
-        raise RuntimeError(
-            "vmap: repeat_interleave with batched repeats gives results whose size depends on values; pass "
-            "output_size=, the sum of every sample's repeats"
-        )
     repeats = to_front(repeats, r_bdim)
     if repeats.ndim == 1 or repeats.shape[1] == 1:
         repeats = repeats.reshape(-1, 1).expand(-1, size[dim])
+    if output_size is None:
+        totals = every_sample(repeats.sum(-1))
+        output_size = int(totals.max()) if totals.numel() else 0
+        if totals.numel() and int(totals.min()) != output_size:
+            raise DataDependentError(
+                f"vmap: repeat_interleave gives results of different lengths ({int(totals.min())} to {output_size}) "
+                f"for different samples, at {user_location()}. Instead: pad every sample's repeats to one total."
+            )
     # position k of the result comes from the first element whose running total exceeds k
     ends = repeats.cumsum(1)
     k = torch.arange(output_size, device=repeats.device).expand(ends.shape[0], output_size).contiguous()

@@ -131,10 +131,13 @@ def linear(info, in_dims, x, weight, bias=None):
         *(physical_dim(d, w_rank, w_bdim) for d in (0, w_rank - 1))
     )  # fmt: skip
     if bias is None or w_bdim is None or w_rank != 2 or x_rank > 2:
-        out, bdim = matmul(info, (x_bdim, w_bdim), x, flipped)
+        if x_bdim is None and w_bdim is None:
+            out, bdim = torch.matmul(x, flipped), None
+        else:
+            out, bdim = matmul(info, (x_bdim, w_bdim), x, flipped)
         if bias is None:
             return out, bdim
-        out = to_front(out, bdim)
+        out = ensure_bdim(out, bdim, info.batch_size)
         bias = to_front(bias, b_bdim)
         if b_bdim is not None:
             bias = bias.reshape(bias.shape[0], *(1,) * (out.ndim - bias.ndim), *bias.shape[1:])
@@ -226,24 +229,17 @@ def euclidean_dist(info, in_dims, x, y):
     return torch.cdist(x, y), 0
 
 
-@pack.rule(aten._trilinear.default)
-def trilinear(info, in_dims, a, b, c, expand1, expand2, expand3, sumdim, unroll_dim=1):
-    """The product of three tensors with dims of one put in, then summed over some."""
-    xs = []
-    for x, d, expand in zip((a, b, c), in_dims[:3], (expand1, expand2, expand3), strict=True):
-        x = ensure_bdim(x, d, info.batch_size)
-        for e in sorted(expand):
-            x = x.unsqueeze(e + 1)
-        xs.append(x)
-    letters = "abcdefghijklmnopqrstuvwxyz"[: xs[0].ndim]
-    kept = "".join(s for i, s in enumerate(letters) if i - 1 not in sumdim)
-    terms = []
-    for x in xs:
-        gone = [i for i in range(x.ndim) if i and x.shape[i] == 1]
-        terms.append(("".join(s for i, s in enumerate(letters) if i not in gone), x.squeeze(tuple(gone))))
-    rank = xs[0].ndim
-    size = [max(x.shape[i] for x in xs) for i in range(rank)]
-    labels = {s for term, _ in terms for s in term}
-    out = torch.einsum(",".join(t for t, _ in terms) + "->" + "".join(s for s in kept if s in labels), *[x for _, x in terms])
-    shape = [size[i] for i, s in enumerate(letters) if s in kept]
-    return out.reshape(shape), 0
+@pack.composite(aten._trilinear.default)
+def trilinear(a, b, c, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """The product of three tensors, each with new dims of size one, summed over some dims."""
+    for dims, i in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for d in sorted(dims):
+            a, b, c = (x.unsqueeze(d) if i == k else x for k, x in enumerate((a, b, c)))
+    return (a * b * c).sum(list(sumdim)) if sumdim else a * b * c
+
+
+@pack.composite(aten.bilinear.default)
+def bilinear(x, y, weight, bias=None):
+    """(*, i), (*, j), (o, i, j), (o) -> (*, o)."""
+    out = torch.einsum("...i,oij,...j->...o", x, weight, y)
+    return out if bias is None else out + bias

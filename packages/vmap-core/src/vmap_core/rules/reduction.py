@@ -49,6 +49,7 @@ pack.family(
 pack.family(
     along_dim,
     aten._log_softmax.default,
+    aten._safe_softmax.default,
     aten._softmax.default,
     aten.cummax.default,
     aten.cummin.default,

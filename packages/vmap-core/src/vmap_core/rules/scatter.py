@@ -8,8 +8,8 @@ import torch
 
 from .._dims import align, ensure_bdim, logical_rank, physical_dim, physical_dims, to_front, wrap_dim
 from .._families import pointwise
+from .._read import every_sample
 from .._registry import RuleFunction, RulePack
-from .._tensor import BatchedTensor
 from .reduction import flat
 from .view import logical_shape
 
@@ -116,20 +116,13 @@ def masked_scatter(info, in_dims, x, mask, source):
     source = source.reshape(source.shape[0], source.shape[1:].numel())
     rows = mask.reshape(mask.shape[0], mask.shape[1:].numel())
     order = rows.cumsum(1) - 1
-    if rows.numel() and int(_deepest(order).amax()) >= source.shape[1]:
+    if rows.numel() and int(every_sample(order).amax()) >= source.shape[1]:
         raise RuntimeError("masked_scatter: expected self and source to have same dtypes but the source has fewer "
                            "elements than the mask has true ones")  # fmt: skip
     if not source.shape[1]:
         return x.clone(), 0
     values = source.gather(1, order.clamp(min=0)).reshape(x.shape)
     return torch.where(mask, values, x), 0
-
-
-def _deepest(x: Any) -> Any:
-    """Return the plain tensor under all levels: a check of every sample at once."""
-    while type(x) is BatchedTensor:
-        x = x._value
-    return x
 
 
 def _triangle(op: Any) -> RuleFunction:

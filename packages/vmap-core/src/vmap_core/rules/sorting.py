@@ -9,6 +9,7 @@ import torch
 from .._dims import ensure_bdim, physical_dims, to_front
 from .._errors import DataDependentError, user_location
 from .._families import along_dim
+from .._read import every_sample
 from .._registry import RuleFunction, RulePack
 from .reduction import flat
 
@@ -102,8 +103,8 @@ def bincount(info, in_dims, x, weights=None, minlength=0):
         raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
     if x.numel():
         lengths = (x.amax(1) + 1).clamp(min=minlength)
-        longest, shortest = int(lengths.max()), int(lengths.min())
-        if int(x.min()) < 0:
+        longest, shortest = int(every_sample(lengths).max()), int(every_sample(lengths).min())
+        if int(every_sample(x).min()) < 0:
             raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
         if longest != shortest:
             raise DataDependentError(

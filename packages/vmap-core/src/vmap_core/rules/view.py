@@ -200,6 +200,15 @@ def narrow(info, in_dims, x, dim, start, length):
     return x.narrow(physical_dim(dim, rank, bdim), start, length), bdim
 
 
+@pack.logical(aten.narrow.Tensor)
+def narrow_tensor(info, x, dim, start, length):
+    """(*, n, *), () -> (*, length, *), from a place that may differ from sample to sample."""
+    with info.pushed():
+        n = x.shape[dim]
+        start = torch.where(start < 0, start + n, start)
+        return x.index_select(dim, start.reshape(1) + torch.arange(length, device=x.device))
+
+
 @pack.rule(aten.unbind.int)
 def unbind(info, in_dims, x, dim=0):
     """(*, n, *) -> n times (*, *)."""
