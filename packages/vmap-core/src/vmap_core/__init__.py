@@ -13,6 +13,7 @@ from ._errors import (
     VmapError,
 )
 from ._fallback import fallback_policy, set_fallback_policy
+from ._interop import install as _install_guards
 from ._packs import packs, use_packs
 from ._transform import vmap
 
@@ -32,3 +33,5 @@ __all__ = [
     "use_packs",
     "vmap",
 ]
+
+_install_guards()

@@ -109,6 +109,10 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
     """Decide how calls run that have no rule for the function itself."""
     from . import _lower, _plans
 
+    if func in (torch.autograd.grad, torch.Tensor.backward):  # their bodies hand the tensors to the engine
+        from ._interop import needs_autograd
+
+        return needs_autograd(func)
     if type(func) is FunctionType:
         return body_plan(func)
     if kwargs.get("out") is not None:
@@ -170,8 +174,8 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return emitter(func)(*args, **kwargs)
     raise EscapedTensorError(
         f"vmap: a tensor of the {dead[0]._level!r} was used at {user_location()}, where that level is not active: "
-        f"your tensor may have escaped from inside a function being vmapped and this is a user error "
-        f"(https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
+        f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
+        f"(see https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
     )
 
 

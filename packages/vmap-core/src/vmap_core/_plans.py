@@ -288,6 +288,8 @@ def inherited_property_plan(func: Callable[..., Any]) -> Plan:
             if isinstance(new, Tensor):
                 raise unsupported(x, f"assignment to .{name}", "use an in-place operation, or a new name")
             return setattr(x._value, name, new)
+        if type(new) is BatchedTensor:
+            raise unsupported(new, f"assignment to .{name} of a tensor from outside", "assign outside the function")
         return setattr(x, name, new)
 
     return set_ if writes else get

@@ -20,9 +20,9 @@ _ADVICE = {
 # torch.func.vmap's texts, which its users match on.
 _TEXTS = {
     "bool()": "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow. "
-    "We don't support that yet, please shout over at https://github.com/pytorch/functorch/issues/257 .",
+    "We don't support that yet, please file an issue at https://github.com/pytorch/pytorch/issues .",
     "other": "vmap: It looks like you're calling .item() on a Tensor. We don't support vmap over calling .item() on "
-    "any Tensor, please try to rewrite what you're doing with other operations. If error is occurring somewhere "
+    "a Tensor, please try to rewrite what you're doing with other operations. If error is occurring somewhere "
     "inside PyTorch internals, please file a bug report.",
 }
 

@@ -1,6 +1,6 @@
 """The core's own rules, a file per family of operators."""
 
-from . import cast, factory, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, tensor_methods, view
+from . import cast, factory, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, storage, tensor_methods, view
 
 packs = [
     module.pack
@@ -18,6 +18,7 @@ packs = [
         reduction,
         scatter,
         sorting,
+        storage,
         tensor_methods,
         view,
     )

@@ -181,7 +181,8 @@ def _data_dependent(name: str, advice: str) -> RuleFunction:
         shape = list(x.shape) if isinstance(x, torch.Tensor) else None
         raise DataDependentError(
             f"vmap: We do not support batching operators that can output dynamic shape. "
-            f"Attempted to vmap over aten::{name}. {name} at {user_location()}, in vmap of {info.name!r}: physical "
+            f"Attempted to vmap over aten::{name}. Please file an issue at https://github.com/pytorch/pytorch/issues if "
+            f"you need this feature.\n  {name} at {user_location()}, in vmap of {info.name!r}: physical "
             f"shape {shape}, batch dim {in_dims[0]}. Instead: {advice}."
         )
 

@@ -1,0 +1,177 @@
+"""Guards at the entry points of PyTorch that take tensors without asking ``__torch_function__``.
+
+A BatchedTensor passes ``isinstance(x, torch.Tensor)``, and C++ that trusts this would read memory that is not there,
+or lose a gradient. So each such entry point that a mapped function can reach is replaced by a thin wrapper: with a
+BatchedTensor among the arguments it runs the rule whose key is the entry point itself (``torch.autograd.backward``,
+``torch.autograd.Function.apply``), or raises UnsupportedError; without one it does what it always did.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._functorch.eager_transforms
+import torch._functorch.predispatch
+from torch._C import _len_torch_function_stack
+
+from . import _dispatch
+from ._errors import UnsupportedError, user_location
+from ._level import current_levels
+from ._tensor import BatchedTensor
+
+_AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
+_TRANSFORMS = "Instead: use vmap_core.vmap, and torch.autograd.grad with the vmap-autograd pack, inside it"
+_COPY = "Instead: use x.clone(), or torch.tensor(x)"
+_RETURN = "Instead: return the tensor from the mapped function and do this outside it"
+
+
+def holds_batched(args: Any) -> bool:
+    """Tell whether a BatchedTensor is among the arguments of a call, also in lists, tuples and dicts."""
+    for a in args:
+        kind = type(a)
+        if kind is BatchedTensor:
+            return True
+        if kind is list or kind is tuple:
+            if holds_batched(a):
+                return True
+        elif kind is dict and holds_batched(a.values()):
+            return True
+    return False
+
+
+def unsupported(name: str, advice: str) -> UnsupportedError:
+    """Make the error for an entry point that has no rule."""
+    return UnsupportedError(f"vmap: {name} on a batched tensor, at {user_location()}. {advice}.")
+
+
+def needs_autograd(func: Any) -> Any:
+    """Make the plan of a call to autograd that no pack has a rule for."""
+    name = func.__qualname__ if hasattr(func, "__qualname__") else func.__name__
+
+    def plan(level: Any, args: Any, kwargs: Any) -> Any:
+        raise unsupported(f"torch.autograd.{name}" if "." not in name else name, _AUTOGRAD)
+
+    return plan
+
+
+def _has_rule(key: Any) -> bool:
+    levels = current_levels()
+    return bool(levels) and levels[-1].table.rule(key) is not None
+
+
+def _guard(holders: list[Any], name: str, title: str, advice: str) -> None:
+    """Replace a function, wherever PyTorch keeps it, by one that looks at its arguments."""
+    native = getattr(holders[0], name, None)
+    if native is None or getattr(native, "_vmap_native", None) is not None:
+        return
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if holds_batched(args) or (kwargs and holds_batched(kwargs.values())):
+            if _has_rule(guarded):
+                return _dispatch.dispatch(guarded, args, kwargs)
+            raise unsupported(title, advice)
+        return native(*args, **kwargs)
+
+    functools.update_wrapper(guarded, native)
+    guarded._vmap_native = native  # type: ignore[attr-defined]
+    for holder in holders:
+        if getattr(holder, name, None) is native:
+            setattr(holder, name, staticmethod(guarded) if isinstance(holder, type) else guarded)
+
+
+def _guard_apply() -> None:
+    """``autograd.Function.apply`` runs ``forward`` without grad mode: unnoticed, it would lose the gradient."""
+    function = torch.autograd.Function
+    native = function.__dict__["apply"].__func__
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _len_torch_function_stack():
+            return native(cls, *args, **kwargs)
+        if _has_rule(function.apply):
+            return _dispatch.dispatch(function.apply, (cls, *args), kwargs)
+        if not current_levels():
+            return native(cls, *args, **kwargs)
+        if holds_batched(args) or holds_batched(kwargs.values()):
+            raise unsupported(f"the autograd.Function {cls.__name__}", _AUTOGRAD)
+        return native(_checked(cls), *args, **kwargs)
+
+    apply._vmap_native = native  # type: ignore[attr-defined]
+    function.apply = classmethod(apply)  # type: ignore[assignment]
+
+
+_checked_classes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _checked(cls: Any) -> Any:
+    """Return a Function that refuses a batched output: ``forward`` may have used a captured BatchedTensor."""
+    checked = _checked_classes.get(cls)
+    if checked is None:
+
+        @functools.wraps(cls.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = cls.forward(*args, **kwargs)
+            if holds_batched((out,)):
+                raise unsupported(f"the autograd.Function {cls.__name__}, which captures one,", _AUTOGRAD)
+            return out
+
+        checked = _checked_classes[cls] = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
+    return checked
+
+
+def _guard_save_for_backward() -> None:
+    context = torch.autograd.function.FunctionCtx
+    native: Callable[..., Any] = context.save_for_backward
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def save_for_backward(self: Any, *tensors: Any) -> None:
+        if holds_batched(tensors):
+            raise unsupported("ctx.save_for_backward", _AUTOGRAD)
+        native(self, *tensors)
+
+    save_for_backward._vmap_native = native  # type: ignore[attr-defined]
+    context.save_for_backward = save_for_backward  # type: ignore[method-assign]
+
+
+def _guard_constructor() -> None:
+    """``torch.Tensor(x)``, an old spelling of an alias."""
+    native = torch.Tensor.__new__
+    if hasattr(native, "_vmap_native"):
+        return
+
+    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if holds_batched(args):
+            raise unsupported(f"{cls.__name__}(...)", "Instead: use the tensor itself, torch.tensor or torch.stack")
+        return native(cls, *args, **kwargs)
+
+    new.__name__ = new.__qualname__ = "__new__"
+    new._vmap_native = native  # type: ignore[attr-defined]
+    torch.Tensor.__new__ = new  # type: ignore[method-assign,assignment]
+
+
+def install() -> None:
+    """Put the guards in place; again is harmless."""
+    _guard_apply()
+    _guard_save_for_backward()
+    _guard_constructor()
+    autograd = torch.autograd
+    _guard([autograd], "backward", "torch.autograd.backward", _AUTOGRAD)
+    _guard([autograd, autograd.graph], "_engine_run_backward", "torch.autograd", _AUTOGRAD)
+    _guard([torch._functorch.predispatch], "_add_batch_dim_impl", "torch.func.vmap", _TRANSFORMS)
+    for name in ("_wrap_for_grad", "_wrap_functional_tensor"):
+        _guard([torch._functorch.eager_transforms], name, "a transform of torch.func", _TRANSFORMS)
+    _guard([torch.Tensor], "_make_subclass", "Tensor._make_subclass", _COPY)
+    _guard([torch._C._nested], "nested_tensor", "torch.nested.nested_tensor", _RETURN)
+    for name in ("_is_alias_of", "_overlaps", "_storage_address", "_get_tensor_metadata", "_dispatch_keys"):
+        _guard([torch._C], name, f"torch._C.{name}", _RETURN)
+    _guard([torch.utils.dlpack], "to_dlpack", "to_dlpack", _RETURN)
+    for holder in (torch, torch.random):
+        _guard([holder], "set_rng_state", "torch.set_rng_state", _RETURN)

@@ -1,0 +1,100 @@
+"""Nested inputs and outputs: PyTorch's pytrees, and dataclasses.
+
+An own flatten, since it runs on every call of a mapped function: tuples, lists and dicts take the short way, other
+registered containers PyTorch's registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils._pytree import SUPPORTED_NODES
+
+# A leaf has the spec None; a container (kind, context, children's specs).
+Spec = tuple[Any, Any, list[Any]] | None
+
+
+def flatten(tree: Any, leaves: list[Any]) -> Spec:
+    """Append the leaves of a tree to a list and return its structure."""
+    kind, context, children = _open(tree)
+    if children is None:
+        leaves.append(tree)
+        return None
+    return kind, context, [flatten(child, leaves) for child in children]
+
+
+def unflatten(spec: Spec, leaves: Iterator[Any]) -> Any:
+    """Make a tree of a structure from leaves, taken in order."""
+    if spec is None:
+        return next(leaves)
+    kind, context, children = spec
+    return _CLOSE.get(kind, _close_other)(kind, context, [unflatten(child, leaves) for child in children])
+
+
+def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
+    """Return one entry of ``prefix`` for each leaf of a structure.
+
+    Args:
+        prefix: a tree that stops at, or above, the leaves: an entry counts for all leaves below its place.
+        spec: the structure.
+
+    Returns:
+        The entries in the order of the leaves, or None if the structures do not agree.
+    """
+    kind, context, children = _open(prefix)
+    if children is None:
+        return [prefix] * count(spec)
+    if spec is None or kind is not spec[0] or context != spec[1] or len(children) != len(spec[2]):
+        return None
+    out: list[Any] = []
+    for child, child_spec in zip(children, spec[2], strict=True):
+        part = broadcast(child, child_spec)
+        if part is None:
+            return None
+        out += part
+    return out
+
+
+def count(spec: Spec) -> int:
+    """Return the number of leaves of a structure."""
+    return 1 if spec is None else sum(count(child) for child in spec[2])
+
+
+def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
+    """Return a container's type, what is needed to make it again, and its children; None for a leaf's children."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind, None, tree
+    if kind is dict:
+        return kind, list(tree), list(tree.values())
+    if kind in SUPPORTED_NODES:
+        children, context = SUPPORTED_NODES[kind].flatten_fn(tree)
+        return kind, context, list(children)
+    if isinstance(tree, tuple) and (hasattr(tree, "_fields") or hasattr(kind, "n_sequence_fields")):
+        return kind, None, list(tree)  # a NamedTuple, or a value of torch.return_types
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = [f.name for f in dataclasses.fields(tree)]
+        return kind, fields, [getattr(tree, name) for name in fields]
+    return kind, None, None
+
+
+def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
+    if kind in SUPPORTED_NODES:
+        return SUPPORTED_NODES[kind].unflatten_fn(children, context)
+    if hasattr(kind, "_fields"):
+        return kind(*children)
+    if dataclasses.is_dataclass(kind):
+        new = object.__new__(kind)  # fields may have init=False, and __post_init__ has run already
+        for name, child in zip(context, children, strict=True):
+            object.__setattr__(new, name, child)
+        return new
+    return kind(children)
+
+
+_CLOSE: dict[Any, Callable[[Any, Any, list[Any]], Any]] = {
+    tuple: lambda kind, context, children: tuple(children),
+    list: lambda kind, context, children: children,
+    dict: lambda kind, context, children: dict(zip(context, children, strict=True)),
+}

@@ -1,0 +1,59 @@
+"""Memory, devices and the outside world: what reads or shares the storage of a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .._read import unsupported
+from .._registry import RuleFunction, RulePack
+from .._tensor import BatchedTensor
+
+pack = RulePack("core.storage")
+
+
+def _of_storage(name: str) -> RuleFunction:
+    """Make the rule of a method that hands out memory: the samples of a batched tensor share one storage."""
+
+    def storage(info: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(x) is not BatchedTensor or x._level is not info:
+            return getattr(x, name)(*args, **kwargs)
+        if x._bdim is not None:
+            raise unsupported(x, f"{name}()", "return the tensor from the mapped function, and take its memory there")
+        return getattr(x._value, name)(*args, **kwargs)
+
+    return storage
+
+
+for _name in ("data_ptr", "untyped_storage", "storage", "_typed_storage", "storage_type", "apply_", "map_", "map2_"):
+    if hasattr(Tensor, _name):
+        pack.logical(getattr(Tensor, _name))(_of_storage(_name))
+
+
+@pack.logical(Tensor.share_memory_)
+def share_memory_(info: Any, x: Any) -> Any:
+    """Move the physical storage to shared memory."""
+    x._value.share_memory_() if type(x) is BatchedTensor and x._level is info else x.share_memory_()
+    return x
+
+
+@pack.logical(Tensor.data.__set__)  # type: ignore[attr-defined]
+def set_data(info: Any, x: Any, new: Any) -> None:
+    """``x.data = new``: x shows the memory of another tensor from now on, and keeps its own history."""
+    mine = type(x) is BatchedTensor and x._level is info
+    if not mine:
+        if type(new) is BatchedTensor and new._level is info:
+            if new._bdim is not None:
+                raise unsupported(new, "assignment to .data of a tensor from outside", "assign outside the mapped function")
+            new = new._value
+        x.data = new
+        return
+    if x.requires_grad:
+        raise unsupported(x, "assignment to .data of a tensor that requires grad", "use an in-place operation")
+    with info.pushed():
+        new = new.detach()
+    if type(new) is BatchedTensor and new._level is info:
+        x._value, x._bdim, x._origin = new._value, new._bdim, new._origin
+    else:
+        x._value, x._bdim, x._origin = new, None, None
