@@ -4,6 +4,9 @@ A BatchedTensor passes ``isinstance(x, torch.Tensor)``, and C++ that trusts this
 or lose a gradient. So each such entry point that a mapped function can reach is replaced by a thin wrapper: with a
 BatchedTensor among the arguments it runs the rule whose key is the entry point itself (``torch.autograd.backward``,
 ``torch.autograd.Function.apply``), or raises UnsupportedError; without one it does what it always did.
+
+Not guarded are the constructors ``torch.Tensor(x)`` and ``Tensor._make_subclass``: torch.compile knows them by
+identity, and would stop tracing tensor subclasses.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from ._tensor import BatchedTensor
 
 _AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
 _TRANSFORMS = "Instead: use vmap_core.vmap, and torch.autograd.grad with the vmap-autograd pack, inside it"
-_COPY = "Instead: use x.clone(), or torch.tensor(x)"
 _RETURN = "Instead: return the tensor from the mapped function and do this outside it"
 
 
@@ -80,7 +82,7 @@ def _guard(holders: list[Any], name: str, title: str, advice: str) -> None:
     guarded._vmap_native = native  # type: ignore[attr-defined]
     for holder in holders:
         if getattr(holder, name, None) is native:
-            setattr(holder, name, staticmethod(guarded) if isinstance(holder, type) else guarded)
+            setattr(holder, name, guarded)
 
 
 def _guard_apply() -> None:
@@ -141,34 +143,16 @@ def _guard_save_for_backward() -> None:
     context.save_for_backward = save_for_backward  # type: ignore[method-assign]
 
 
-def _guard_constructor() -> None:
-    """``torch.Tensor(x)``, an old spelling of an alias."""
-    native = torch.Tensor.__new__
-    if hasattr(native, "_vmap_native"):
-        return
-
-    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if holds_batched(args):
-            raise unsupported(f"{cls.__name__}(...)", "Instead: use the tensor itself, torch.tensor or torch.stack")
-        return native(cls, *args, **kwargs)
-
-    new.__name__ = new.__qualname__ = "__new__"
-    new._vmap_native = native  # type: ignore[attr-defined]
-    torch.Tensor.__new__ = new  # type: ignore[method-assign,assignment]
-
-
 def install() -> None:
     """Put the guards in place; again is harmless."""
     _guard_apply()
     _guard_save_for_backward()
-    _guard_constructor()
     autograd = torch.autograd
     _guard([autograd], "backward", "torch.autograd.backward", _AUTOGRAD)
     _guard([autograd, autograd.graph], "_engine_run_backward", "torch.autograd", _AUTOGRAD)
     _guard([torch._functorch.predispatch], "_add_batch_dim_impl", "torch.func.vmap", _TRANSFORMS)
     for name in ("_wrap_for_grad", "_wrap_functional_tensor"):
         _guard([torch._functorch.eager_transforms], name, "a transform of torch.func", _TRANSFORMS)
-    _guard([torch.Tensor], "_make_subclass", "Tensor._make_subclass", _COPY)
     _guard([torch._C._nested], "nested_tensor", "torch.nested.nested_tensor", _RETURN)
     for name in ("_is_alias_of", "_overlaps", "_storage_address", "_get_tensor_metadata", "_dispatch_keys"):
         _guard([torch._C], name, f"torch._C.{name}", _RETURN)

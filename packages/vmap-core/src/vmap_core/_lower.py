@@ -84,6 +84,8 @@ def _plain(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 def lower(x: BatchedTensor) -> LoweredTensor:
     """Wrap a BatchedTensor for the dispatcher."""
+    if x.layout is not torch.strided:
+        raise UnsupportedError(f"vmap: no rule for this operation on a {x.layout} tensor, at {user_location()}")
     wrapped = Tensor._make_wrapper_subclass(
         LoweredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=False
     )

@@ -12,7 +12,7 @@ from ._dims import (
     wrap_dim,
 )
 from ._dispatch import call, emitter
-from ._errors import user_location
+from ._errors import DataDependentError, InplaceError, UnsupportedError, user_location
 from ._fallback import loop, loop_rule
 from ._families import batch_first, pointwise, reduction
 from ._level import Level
@@ -27,8 +27,11 @@ from ._tensor import BatchedTensor
 __all__ = [
     "BatchInfo",
     "BatchedTensor",
+    "DataDependentError",
+    "InplaceError",
     "Level",
     "RulePack",
+    "UnsupportedError",
     "align",
     "batch_first",
     "call",

@@ -1,13 +1,13 @@
-"""vmap-nn: a rule pack for vmap-core."""
+"""vmap-nn: layers and losses under vmap. A rule pack for vmap-core."""
 
 from vmap_core.extend import RulePack, hookimpl
 
-__all__ = ["vmap_rules"]
+from . import convolution, loss, normalization, spatial
 
-pack = RulePack("nn")
+__all__ = ["vmap_rules"]
 
 
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    return [pack]
+    return [convolution.pack, loss.pack, normalization.pack, spatial.pack]

@@ -1,11 +1,12 @@
 """The core's own rules, a file per family of operators."""
 
-from . import cast, factory, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, storage, tensor_methods, view
+from . import cast, composite, factory, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, storage, tensor_methods, view
 
 packs = [
     module.pack
     for module in (
         cast,
+        composite,
         factory,
         fft,
         getitem,

@@ -69,6 +69,12 @@ def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_for
     return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
 
 
+@pack.rule(aten.to_dense.default, aten._to_dense.default)
+def to_dense(info, in_dims, x, dtype=None, *, masked_grad=None):
+    """Sparse (*) -> (*)."""
+    return x.to_dense(dtype, masked_grad=masked_grad), in_dims[0]
+
+
 @pack.rule(aten.copy_.default)
 def copy_(info, in_dims, x, src, non_blocking=False):
     """(*), (*s) -> (*) in place, broadcast and cast."""

@@ -1,0 +1,65 @@
+"""Operators said in other operators, which have rules; each equals PyTorch's kernel up to rounding."""
+
+from __future__ import annotations
+
+import torch
+
+from .._registry import RulePack
+
+aten = torch.ops.aten
+pack = RulePack("core.composite")
+
+
+@pack.composite(aten.unfold_copy.default)
+def unfold_copy(x, dimension, size, step):
+    """(*, n, *) -> (*, windows, *, size), as a copy."""
+    return x.unfold(dimension, size, step).clone()
+
+
+@pack.composite(aten.as_strided_copy.default)
+def as_strided_copy(x, size, stride, storage_offset=None):
+    """(*) -> (*size), as a copy."""
+    return torch.as_strided(x, size, stride, storage_offset).clone()
+
+
+@pack.composite(aten.as_strided_scatter.default)
+def as_strided_scatter(x, src, size, stride, storage_offset=None):
+    """(*), (*size) -> (*) with src written to a strided view of it."""
+    out = x.clone(memory_format=torch.contiguous_format)
+    torch.as_strided(out, size, stride, storage_offset).copy_(src)
+    return out
+
+
+@pack.composite(aten.block_diag.default)
+def block_diag(tensors):
+    """[(n_i, m_i), ...] -> (sum of n_i, sum of m_i)."""
+    blocks = [torch.atleast_2d(t) for t in tensors]
+    for i, t in enumerate(tensors):
+        if t.dim() > 2:
+            raise RuntimeError(
+                f"torch.block_diag: Input tensors must have 2 or fewer dimensions. Input {i} has {t.dim()} dimensions"
+            )
+    width = sum(b.shape[1] for b in blocks)
+    dtype = blocks[0].dtype
+    for b in blocks[1:]:
+        dtype = torch.promote_types(dtype, b.dtype)
+    rows, left = [], 0
+    for b in blocks:
+        rows.append(torch.constant_pad_nd(b.to(dtype), [left, width - left - b.shape[1]]))
+        left += b.shape[1]
+    return torch.cat(rows)
+
+
+@pack.composite(aten._pdist_forward.default)
+def pdist(x, p=2.0):
+    """(n, d) -> (n * (n - 1) / 2): distances of all pairs of rows."""
+    i, j = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
+    return torch.linalg.vector_norm(x[i] - x[j], p, -1)
+
+
+@pack.composite(aten.renorm.default)
+def renorm(x, p, dim, maxnorm):
+    """(*, n, *) -> (*, n, *), each slice of ``dim`` scaled down to a norm of ``maxnorm``."""
+    dims = [d for d in range(x.dim()) if d != dim % x.dim()]
+    norm = torch.linalg.vector_norm(x, p, dims, keepdim=True)
+    return torch.where(norm > maxnorm, x * (maxnorm / (norm + 1e-7)), x)

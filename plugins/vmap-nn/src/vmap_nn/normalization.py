@@ -1,0 +1,82 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vmap_core.extend import InplaceError, RulePack, ensure_bdim, to_front, user_location
+
+aten = torch.ops.aten
+pack = RulePack("nn.normalization")
+
+
+def _affine(out: Tensor, parameters: Any, shape: tuple[int, ...]) -> Tensor:
+    """Scale and shift a normalised tensor, (B, *), by parameters of which some are batched."""
+    for parameter, bdim, add in parameters:
+        if parameter is not None:
+            p = to_front(parameter, bdim)
+            p = p.reshape(*p.shape[: bdim is not None], *shape)
+            out = out + p if add else out * p
+    return out
+
+
+@pack.rule(aten.native_layer_norm.default)
+def native_layer_norm(info, in_dims, x, normalized_shape, weight, bias, eps):
+    """(*, *n), (*n), (*n) -> (*, *n), mean and reciprocal deviation (*, 1...)."""
+    x_bdim, _, w_bdim, b_bdim = in_dims[:4]
+    shape = tuple(normalized_shape)
+    if w_bdim is None and b_bdim is None:
+        return aten.native_layer_norm.default(to_front(x, x_bdim), shape, weight, bias, eps), 0
+    out, mean, rstd = aten.native_layer_norm.default(ensure_bdim(x, x_bdim, info.batch_size), shape, None, None, eps)
+    spread = (1,) * (out.ndim - 1 - len(shape)) + shape
+    return (_affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread), mean, rstd), 0
+
+
+@pack.rule(aten.native_group_norm.default)
+def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
+    """(N, C, *), (C), (C) -> (N, C, *), mean and reciprocal deviation (N, group)."""
+    x_bdim, w_bdim, b_bdim = in_dims[:3]
+    x = ensure_bdim(x, x_bdim, info.batch_size)
+    shared = w_bdim is None and b_bdim is None
+    out, mean, rstd = aten.native_group_norm.default(
+        x.flatten(0, 1).contiguous(), weight if shared else None, bias if shared else None, x.shape[0] * N, C, HxW, group, eps
+    )
+    out, mean, rstd = out.reshape(x.shape), mean.reshape(x.shape[0], N, group), rstd.reshape(x.shape[0], N, group)
+    if not shared:
+        spread = (1, C, *(1,) * (x.ndim - 3))
+        out = _affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread)
+    return (out, mean, rstd), 0
+
+
+def _channels(parameter: Any, bdim: int | None, size: int) -> Any:
+    """(C) per sample -> (B * C), one channel of the folded input each."""
+    return None if parameter is None else ensure_bdim(parameter, bdim, size).reshape(-1)
+
+
+@pack.rule(aten.native_batch_norm.default)
+def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var, training, momentum, eps):
+    """(N, C, *), four times (C) -> (N, C, *), mean and reciprocal deviation (C).
+
+    The mapped dim is folded into the channels, so that every sample keeps statistics of its own.
+    """
+    x_bdim, w_bdim, b_bdim, m_bdim, v_bdim = in_dims[:5]
+    if training and running_mean is not None and (m_bdim is None or v_bdim is None):
+        raise InplaceError(
+            f"vmap: batch_norm in training would update running statistics that all samples share, at "
+            f"{user_location()}. Instead: module.eval(), or track_running_stats=False, or map over the statistics "
+            f"(in_dims, or clone them inside the function)."
+        )
+    size = info.batch_size
+    x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
+    mean, var = _channels(running_mean, m_bdim, size), _channels(running_var, v_bdim, size)
+    out, save_mean, save_rstd = aten.native_batch_norm.default(
+        x.flatten(1, 2), _channels(weight, w_bdim, size), _channels(bias, b_bdim, size), mean, var, training, momentum, eps
+    )
+    if training and running_mean is not None:
+        to_front(running_mean, m_bdim).copy_(mean.reshape(size, -1))
+        to_front(running_var, v_bdim).copy_(var.reshape(size, -1))
+    channels = x.shape[2]
+    saved = [s.reshape(size, channels) if s.numel() else s.reshape(size, 0) for s in (save_mean, save_rstd)]
+    return (out.reshape(x.shape), *saved), (1, 0, 0)

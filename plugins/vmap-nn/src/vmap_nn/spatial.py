@@ -1,0 +1,109 @@
+"""Pooling, padding, resampling: operators on images (N, C, *), into whose N the mapped dim is folded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vmap_core.extend import RulePack, ensure_bdim, logical_rank, to_front
+
+aten = torch.ops.aten
+pack = RulePack("nn.spatial")
+
+
+def fold(op: Any, *, spatial: int) -> Any:
+    """Make the rule of an operator on images.
+
+    Args:
+        op: takes tensors (N, C, *) with ``spatial`` more dims, or (C, *) without N.
+        spatial: number of dims after C.
+    """
+
+    def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
+        folded = logical_rank(args[0], in_dims[0]) == spatial + 2
+        given = []
+        for a, d in zip(args, in_dims, strict=False):
+            if isinstance(a, Tensor):
+                a = ensure_bdim(a, d, info.batch_size)
+                a = a.flatten(0, 1) if folded else a
+            given.append(a)
+        out = op(*given, **kwargs)
+        if not folded:
+            return out, 0
+        if isinstance(out, Tensor):
+            return _unfold(out, info.batch_size, given[0].shape[0]), 0
+        return tuple(_unfold(o, info.batch_size, given[0].shape[0]) for o in out), 0
+
+    return fold
+
+
+def _unfold(out: Tensor, batch_size: int, rows: int) -> Tensor:
+    """(B * N, *) -> (B, N, *)."""
+    return out.reshape(batch_size, rows // max(batch_size, 1), *out.shape[1:])
+
+
+SPATIAL = {
+    1: (
+        aten._upsample_nearest_exact1d.default,
+        aten.reflection_pad1d.default,
+        aten.replication_pad1d.default,
+        aten.upsample_linear1d.default,
+        aten.upsample_nearest1d.default,
+    ),
+    2: (
+        aten._adaptive_avg_pool2d.default,
+        aten._upsample_bicubic2d_aa.default,
+        aten._upsample_bilinear2d_aa.default,
+        aten._upsample_nearest_exact2d.default,
+        aten.adaptive_max_pool2d.default,
+        aten.avg_pool2d.default,
+        aten.fractional_max_pool2d.default,
+        aten.grid_sampler_2d.default,
+        aten.im2col.default,
+        aten.max_pool2d_with_indices.default,
+        aten.max_unpool2d.default,
+        aten.reflection_pad2d.default,
+        aten.replication_pad2d.default,
+        aten.upsample_bicubic2d.default,
+        aten.upsample_bilinear2d.default,
+        aten.upsample_nearest2d.default,
+    ),
+    3: (
+        aten._adaptive_avg_pool3d.default,
+        aten._upsample_nearest_exact3d.default,
+        aten.adaptive_max_pool3d.default,
+        aten.avg_pool3d.default,
+        aten.fractional_max_pool3d.default,
+        aten.grid_sampler_3d.default,
+        aten.max_pool3d_with_indices.default,
+        aten.max_unpool3d.default,
+        aten.reflection_pad3d.default,
+        aten.replication_pad3d.default,
+        aten.upsample_nearest3d.default,
+        aten.upsample_trilinear3d.default,
+    ),
+}
+for _spatial, _ops in SPATIAL.items():
+    for _op in _ops:
+        pack.add(_op, fold(_op, spatial=_spatial))
+
+
+
+def _in_front(op: Any) -> Any:
+    """Make the rule of an operator on the last dims, with any number of dims before them."""
+
+    def in_front(info: Any, in_dims: Any, x: Tensor, *args: Any) -> Any:
+        return op(to_front(x, in_dims[0]), *args), 0
+
+    return in_front
+
+
+pack.family(_in_front, aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
+
+
+@pack.composite(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+def channel_shuffle(x, groups):
+    """(N, C, *) -> (N, C, *), the channels of all groups interleaved."""
+    n, c, *rest = x.shape
+    return x.reshape(n, groups, c // groups, *rest).transpose(1, 2).reshape(x.shape)
