@@ -104,6 +104,7 @@ def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange
     always = op is not None and RANDOM in op.tags
     run_unbatched = unbatched_plan(func, op)
     named = _return_type(func, op)
+    may_return_self = getattr(function, "may_return_self", False)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -117,6 +118,8 @@ def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange
                 batched = batched or kw_batched
         if batched or always:
             out, out_dims = function(level, tuple(dims), *values, **kwargs)
+            if may_return_self and out is values[0]:
+                return args[0]
             result = wrap(level, out, out_dims)
             return result if named is None or type(result) is named else named(result)
         return run_unbatched(level, given, given_kwargs)

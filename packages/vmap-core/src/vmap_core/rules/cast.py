@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, logical_rank, to_front
+from .._errors import UnsupportedError
 from .._registry import RuleFunction, RulePack
 from .view import logical_shape
 
@@ -48,6 +49,7 @@ def _with_layout(op: Any) -> RuleFunction:
             out = x.clone() if op is aten.contiguous.default else op(x, *args[: at - 1], plain, *args[at:])
         return _laid_out(out, bdim, memory_format)
 
+    same_values.may_return_self = True  # type: ignore[attr-defined]  # ``x.to(x.dtype) is x``
     return same_values
 
 
@@ -66,7 +68,26 @@ pack.family(
 def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_format=None):
     """(*) -> (*), with the dtype and device of another tensor."""
     rule = pack.rules[aten.to.device].function
+    if in_dims[0] is None:
+        return x.to(other.device, other.dtype, non_blocking, copy, memory_format=memory_format), None
     return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
+
+
+to_other.may_return_self = True
+
+
+@pack.rule(aten.to_sparse.default, aten._to_sparse.default)
+def to_sparse(info, in_dims, x, *, layout=None, blocksize=None, dense_dim=None):
+    """(*) -> sparse (*)."""
+    if layout not in (None, torch.sparse_coo) or blocksize is not None or dense_dim is not None:
+        raise UnsupportedError(f"vmap: of the sparse layouts only COO has a batching rule, not {layout}")
+    return to_front(x, in_dims[0]).to_sparse(), 0
+
+
+@pack.rule(aten.to_sparse.sparse_dim, aten._to_sparse.sparse_dim)
+def to_sparse_dim(info, in_dims, x, sparse_dim):
+    """(*) -> sparse (*), the dims after the first ``sparse_dim`` dense."""
+    return to_front(x, in_dims[0]).to_sparse(sparse_dim + 1), 0
 
 
 @pack.rule(aten.to_dense.default, aten._to_dense.default)
