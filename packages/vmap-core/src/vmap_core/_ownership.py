@@ -75,6 +75,9 @@ def promote(level: Level, x: Any, op: object) -> None:
     """
     if type(x) is BatchedTensor and x._level is level:
         if x._bdim is not None:
+            value = x._value
+            if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
+                value.data = value.detach().clone()  # the leaf stays the same, its samples get memory each
             return
         if x._origin is not None:
             base = x if x._origin.base is None else x._origin.base
