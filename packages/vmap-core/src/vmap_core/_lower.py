@@ -82,12 +82,18 @@ def _plain(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return next(_lowered((args, tuple(kwargs.values()))), None) is None
 
 
-def lower(x: BatchedTensor) -> LoweredTensor:
-    """Wrap a BatchedTensor for the dispatcher."""
+def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
+    """Wrap a BatchedTensor for the dispatcher.
+
+    Args:
+        x: the tensor.
+        requires_grad: what the wrapper says of itself. Composite operators choose by it what to keep for the backward
+            pass; the graph itself is recorded on the physical tensors.
+    """
     if x.layout is not torch.strided:
         raise UnsupportedError(f"vmap: no rule for this operation on a {x.layout} tensor, at {user_location()}")
     wrapped = Tensor._make_wrapper_subclass(
-        LoweredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=False
+        LoweredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=requires_grad
     )
     wrapped._batched = x
     return wrapped
@@ -119,8 +125,9 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def run_lowered(
-    level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, mode: bool = True
-) -> Any:
+    level: Level, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, mode: bool = True,
+    mutates: bool = False,
+) -> Any:  # fmt: skip
     """Run a native function on lowered arguments and return what it gave, raised again.
 
     Args:
@@ -130,11 +137,14 @@ def run_lowered(
         kwargs: its keyword arguments.
         mode: also catch operations without a batched operand (factories, random operations). The autograd engine
             does without: what it computes from saved tensors alone is the same for all samples.
+        mutates: the function writes to its arguments, which therefore must not look like leaves of a graph.
     """
+
+    record = mode and not mutates and torch.is_grad_enabled()
 
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor:
-            return lower(_at(level, a))
+            return lower(_at(level, a), requires_grad=record and a.requires_grad)
         return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
 
     def raise_(a: Any) -> Any:
@@ -158,10 +168,11 @@ def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch
     run_unbatched = _plans.unbatched_plan(func, op)
     draws = is_random(func)
     native = _native(func, op)
+    mutates = op is not None and op._schema.is_mutable
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if draws or _plans.any_batched(level, args, kwargs):
-            return run_lowered(level, native, args, kwargs)
+            return run_lowered(level, native, args, kwargs, mutates=mutates)
         return run_unbatched(level, args, kwargs)
 
     return plan

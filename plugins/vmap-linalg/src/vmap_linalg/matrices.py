@@ -57,7 +57,6 @@ TABLE = {
     aten.linalg_lu.default: (2,),
     aten.linalg_lu_factor_ex.default: (2,),
     aten.linalg_lu_solve.default: (2, 1, 2),
-    aten.linalg_matrix_exp.default: (2,),
     aten.linalg_qr.default: (2,),
     aten.linalg_solve_triangular.default: (2, 2),
     aten.lu_unpack.default: (2, 1),
@@ -65,6 +64,12 @@ TABLE = {
 }
 for _op, _ranks in TABLE.items():
     pack.add(_op, matrices(_op, _ranks))
+
+
+@pack.rule(aten.linalg_matrix_exp.default)
+def linalg_matrix_exp(info, in_dims, a):
+    """(*, n, n) -> (*, n, n). The kernel takes contiguous matrices only."""
+    return torch.linalg.matrix_exp(ensure_bdim(a, in_dims[0], info.batch_size).contiguous()), 0
 
 
 @pack.rule(aten._linalg_check_errors.default)

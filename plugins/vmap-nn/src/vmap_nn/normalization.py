@@ -70,7 +70,11 @@ def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var,
         )
     size = info.batch_size
     x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
+    if not size:
+        return (x.new_empty(x.shape), x.new_empty(0, x.shape[2]), x.new_empty(0, x.shape[2])), (1, 0, 0)
     mean, var = _channels(running_mean, m_bdim, size), _channels(running_var, v_bdim, size)
+    if training and mean is not None:  # updated in place, then written back
+        mean, var = mean.clone(), var.clone()
     out, save_mean, save_rstd = aten.native_batch_norm.default(
         x.flatten(1, 2), _channels(weight, w_bdim, size), _channels(bias, b_bdim, size), mean, var, training, momentum, eps
     )

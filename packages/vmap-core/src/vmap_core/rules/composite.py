@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from .._dims import ensure_bdim
 from .._registry import RulePack
+from .view import as_strided
 
 aten = torch.ops.aten
 pack = RulePack("core.composite")
@@ -22,12 +24,13 @@ def as_strided_copy(x, size, stride, storage_offset=None):
     return torch.as_strided(x, size, stride, storage_offset).clone()
 
 
-@pack.composite(aten.as_strided_scatter.default)
-def as_strided_scatter(x, src, size, stride, storage_offset=None):
+@pack.rule(aten.as_strided_scatter.default)
+def as_strided_scatter(info, in_dims, x, src, size, stride, storage_offset=None):
     """(*), (*size) -> (*) with src written to a strided view of it."""
-    out = x.clone(memory_format=torch.contiguous_format)
-    torch.as_strided(out, size, stride, storage_offset).copy_(src)
-    return out
+    x = ensure_bdim(x, in_dims[0], info.batch_size).contiguous()
+    src = ensure_bdim(src, in_dims[1], info.batch_size)
+    as_strided(info, (0,), x, size, stride, storage_offset)  # checks that it stays within the sample
+    return aten.as_strided_scatter.default(x, src, (x.shape[0], *size), (x.stride(0), *stride), storage_offset), 0
 
 
 @pack.composite(aten.block_diag.default)

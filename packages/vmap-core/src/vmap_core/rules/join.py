@@ -165,7 +165,7 @@ def repeat_interleave_tensor(info, in_dims, x, repeats, dim=None, *, output_size
     index = torch.searchsorted(ends, k, right=True)
     shape = [1] * rank
     shape[dim] = output_size
-    index = index.reshape(-1, *shape)
+    index = index.reshape(index.shape[0], *shape)
     x = ensure_bdim(x, x_bdim, info.batch_size)
     expanded = list(x.shape)
     expanded[dim + 1] = output_size
