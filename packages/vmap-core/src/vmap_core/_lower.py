@@ -79,6 +79,8 @@ def _plain(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Tell whether an operation writes to, or views, plain tensors only: those stay what they are."""
     if not func._schema.is_mutable and not any(r.alias_info for r in func._schema.returns):
         return False
+    if _plans.RANDOM in func.tags:
+        return False
     return next(_lowered((args, tuple(kwargs.values()))), None) is None
 
 

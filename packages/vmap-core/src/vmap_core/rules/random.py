@@ -320,3 +320,16 @@ def rrelu_with_noise(info, in_dims, x, noise, lower=0.125, upper=1 / 3, training
         return loop(info, op, in_dims, x, noise, lower, upper, training, generator)
     x = ensure_bdim(x, in_dims[0], info.batch_size)
     return op(x, to_front(noise, in_dims[1]), lower, upper, training, generator), 0
+
+
+@pack.rule(aten.rrelu_with_noise_.default)
+def rrelu_with_noise_(info, in_dims, x, noise, lower=0.125, upper=1 / 3, training=False, generator=None):
+    """(*), (*) -> (*) in place."""
+    op = aten.rrelu_with_noise_.default
+    if not training:
+        return torch.nn.functional.leaky_relu_(x, (lower + upper) / 2), in_dims[0]
+    if info.randomness == "same":
+        loop(info, op, in_dims, x, noise, lower, upper, training, generator)
+    else:
+        op(to_front(x, in_dims[0]), to_front(noise, in_dims[1]), lower, upper, training, generator)
+    return x, in_dims[0]
