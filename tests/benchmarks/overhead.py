@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.benchmarks.timing import in_turn
 from torch.nn.functional import linear, softmax
 
+from tests.benchmarks.timing import in_turn
 from vmap_core import vmap
 
 X, Y, W = torch.randn(8, 5), torch.randn(8, 5), torch.randn(5, 5)

@@ -77,7 +77,7 @@ UNBOUND = {"exponential", "cauchy", "geometric", "log_normal", "uniform"}
 
 def function_of(op: Any) -> Callable[..., Any]:
     """Return what an OpInfo entry tests, as users call it."""
-    if op.name in UNBOUND or op.name == "normal" and op.variant_test_name == "in_place":
+    if op.name in UNBOUND or (op.name == "normal" and op.variant_test_name == "in_place"):
         return lambda x, *args, **kwargs: getattr(x, op.name + "_")(*args, **kwargs)
     if op.name == "item":
         return lambda x, *args, **kwargs: x.item()
@@ -162,8 +162,11 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
                 outer = (None, *(0,) * (n - 1))
                 inner = (0, *(None,) * (n - 1))
                 yield Case("nested", function, batched, [outer, inner], label)
-        if "inplace" in modes and op.inplace_variant is not None and isinstance(sample.input, Tensor) and not (
-            sample.broadcasts_input
+        if (
+            "inplace" in modes
+            and op.inplace_variant is not None
+            and isinstance(sample.input, Tensor)
+            and not (sample.broadcasts_input)
         ):
             run = _function(_inplace(bound(op.inplace_variant)), spec, leaves, places)
             yield Case("inplace", run, batched, [front], label)

@@ -20,7 +20,15 @@ Arrange = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dic
 _ALIASES = {
     "__getitem__": None, "__setitem__": None, "__and__": "__and__", "true_divide": "true_divide",
 }  # fmt: skip
-_KEYWORDS = {"axis": "dim", "keepdims": "keepdim", "x": "self", "a": "self", "x1": "self", "x2": "other", "input": "self"}
+_KEYWORDS = {
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "x": "self",
+    "a": "self",
+    "x1": "self",
+    "x2": "other",
+    "input": "self",
+}
 
 
 def packet_of(func: Any) -> OpOverloadPacket | None:

@@ -39,9 +39,7 @@ def run_in_chunks(
         for start in starts:
             rewind()
             length = min(chunk_size, size - start)
-            chunk = [
-                leaf if d is None else leaf.narrow(d, start, length) for leaf, d in zip(leaves, dims, strict=True)
-            ]
+            chunk = [leaf if d is None else leaf.narrow(d, start, length) for leaf, d in zip(leaves, dims, strict=True)]
             flat: list[Any] = []
             spec = _tree.flatten(run(length, chunk), flat)
             outputs.append(flat)

@@ -100,7 +100,6 @@ def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
     return out, bdim
 
 
-
 def category(dtype: torch.dtype) -> int:
     """Return the rank of a dtype's kind in type promotion: bool, integer, floating, complex."""
     return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 0 if dtype == torch.bool else 1

@@ -17,7 +17,7 @@ from torch._C import _len_torch_function_stack
 from torch._C import _pop_torch_function_stack as pop_level
 from torch._C import _push_on_torch_function_stack as push_level
 from torch._C import _skip_one_hop_torch_function as skip_one_hop
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 
 from . import _binding
 from ._errors import EscapedTensorError, user_location
@@ -202,7 +202,18 @@ def emitter(func: Any) -> Callable[..., Any]:
 
 
 # Builtins that do more, or take other arguments, than the overload of the same name.
-_NOT_THE_OVERLOAD = {"index_put", "index_put_", "dropout", "where", "scalar_tensor", "conv1d", "range", "full", "normal", "to_dlpack"}
+_NOT_THE_OVERLOAD = {
+    "index_put",
+    "index_put_",
+    "dropout",
+    "where",
+    "scalar_tensor",
+    "conv1d",
+    "range",
+    "full",
+    "normal",
+    "to_dlpack",
+}
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from . import _dispatch, _ownership
+from ._binding import overloads_of
 from ._errors import RandomnessError, user_location
 from ._randomness import draws
-from ._binding import overloads_of
 from ._tensor import BatchedTensor
 
 if TYPE_CHECKING:
@@ -190,4 +190,3 @@ def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
     x._value, x._bdim = viewed._value, viewed._bdim
     if x._origin is not None and x._origin.base is not None and viewed._origin is not None:
         x._origin.replay = viewed._origin.replay
-

@@ -23,7 +23,7 @@ from torch._C import _len_torch_function_stack
 
 from . import _dispatch
 from ._errors import UnsupportedError, user_location
-from ._level import current_levels
+from ._level import Level, current_levels, pop_level, push_level
 from ._tensor import BatchedTensor
 
 _AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
@@ -97,7 +97,13 @@ def _guard_apply() -> None:
         if not _len_torch_function_stack():
             return native(cls, *args, **kwargs)
         if _has_rule(function.apply):
-            return _dispatch.dispatch(function.apply, (cls, *args), kwargs)
+            mode = pop_level()
+            try:
+                if type(mode) is Level:
+                    return _dispatch.call(mode, function.apply, (cls, *args), kwargs)
+                return apply(cls, *args, **kwargs)  # a mode of the user's, which sees no Function
+            finally:
+                push_level(mode)
         if not current_levels():
             return native(cls, *args, **kwargs)
         if holds_batched(args) or holds_batched(kwargs.values()):

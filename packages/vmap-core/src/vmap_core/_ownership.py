@@ -33,9 +33,7 @@ class Origin:
 
     __slots__ = ("base", "replay", "views")
 
-    def __init__(
-        self, base: BatchedTensor | None = None, replay: Callable[[], BatchedTensor] | None = None
-    ) -> None:
+    def __init__(self, base: BatchedTensor | None = None, replay: Callable[[], BatchedTensor] | None = None) -> None:
         self.base = base
         self.replay = replay
         self.views: list[weakref.ref[BatchedTensor]] = []

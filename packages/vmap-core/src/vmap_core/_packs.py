@@ -250,5 +250,3 @@ def install_hint(op: Any) -> str:
     for pack, error in _registry.broken.items():
         return f"Pack {pack!r} failed to load ({error!r}). To add a rule, see vmap_core.extend.RulePack."
     return "To add a rule, see vmap_core.extend.RulePack."
-
-

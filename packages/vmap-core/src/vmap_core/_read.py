@@ -81,4 +81,3 @@ def describe(x: BatchedTensor) -> str:
     body = "\n".join("    " + line for line in body.splitlines())
     dead = "" if x._level.active else " (dead: its vmap has returned)"
     return f"BatchedTensor(vmap of {x._level.name!r}{dead}, bdim={x._bdim}, value=\n{body}\n)"
-

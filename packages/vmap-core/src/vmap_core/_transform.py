@@ -81,7 +81,9 @@ def vmap(
                 level = Level(size, randomness, current_table(), name)
                 inputs = [BatchedTensor(a, in_dims if in_dims >= 0 else in_dims % a.ndim, level) for a in args]
                 return _run(func, level, inputs, kwargs, out_dims)
-        return _general(func, name, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs)
+        return _general(
+            func, name, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs
+        )
 
     return wrapped
 
@@ -93,7 +95,7 @@ def _common_size(args: tuple[Any, ...], in_dim: int) -> int | None:
         if not isinstance(a, Tensor):
             return None
         shape = a.shape
-        if not -len(shape) <= in_dim < len(shape) or size is not None and shape[in_dim] != size:
+        if not -len(shape) <= in_dim < len(shape) or (size is not None and shape[in_dim] != size):
             return None
         size = shape[in_dim]
     return size

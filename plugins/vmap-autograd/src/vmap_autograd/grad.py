@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from vmap_core.extend import BatchedTensor, Level, RulePack, run_lowered, unwrap, user_location, wrap
 
 pack = RulePack("autograd.grad")
@@ -83,9 +84,11 @@ def _seed(info: Level, output: Any, bdim: int | None, vector: Any, lead: int) ->
             )
         return value
     target = bdim + lead
-    return value.unsqueeze(target).expand(*value.shape[:target], info.batch_size, *value.shape[target:]) if (
-        v_dim is None
-    ) else value.movedim(v_dim, target)
+    return (
+        value.unsqueeze(target).expand(*value.shape[:target], info.batch_size, *value.shape[target:])
+        if (v_dim is None)
+        else value.movedim(v_dim, target)
+    )
 
 
 def _through_shared_graph(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from vmap_core.extend import RulePack, ensure_bdim, logical_rank, pad_rank
 
 aten = torch.ops.aten
@@ -131,5 +132,5 @@ def linalg_pinv(info, in_dims, a, *, atol=None, rtol=None, hermitian=False):
             value = ensure_bdim(value, kw_dims.get(name), info.batch_size)
             tolerances[name] = pad_rank(value, 0, a.ndim - 3)
     if not a.numel():
-        return a.new_empty(*a.shape[:-2], a.shape[-1], a.shape[-2]), 0
+        return a.mT.clone(), 0
     return torch.linalg.pinv(a, hermitian=hermitian, **tolerances), 0

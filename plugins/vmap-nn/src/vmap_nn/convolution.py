@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from vmap_core.extend import RulePack, ensure_bdim, to_front
 
 aten = torch.ops.aten

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from vmap_core.extend import RulePack
 
 aten = torch.ops.aten

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from vmap_core.extend import InplaceError, RulePack, ensure_bdim, to_front, user_location
 
 aten = torch.ops.aten
@@ -41,7 +42,14 @@ def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
     x = ensure_bdim(x, x_bdim, info.batch_size)
     shared = w_bdim is None and b_bdim is None
     out, mean, rstd = aten.native_group_norm.default(
-        x.flatten(0, 1).contiguous(), weight if shared else None, bias if shared else None, x.shape[0] * N, C, HxW, group, eps
+        x.flatten(0, 1).contiguous(),
+        weight if shared else None,
+        bias if shared else None,
+        x.shape[0] * N,
+        C,
+        HxW,
+        group,
+        eps,
     )
     out, mean, rstd = out.reshape(x.shape), mean.reshape(x.shape[0], N, group), rstd.reshape(x.shape[0], N, group)
     if not shared:
@@ -76,7 +84,14 @@ def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var,
     if training and mean is not None:  # updated in place, then written back
         mean, var = mean.clone(), var.clone()
     out, save_mean, save_rstd = aten.native_batch_norm.default(
-        x.flatten(1, 2), _channels(weight, w_bdim, size), _channels(bias, b_bdim, size), mean, var, training, momentum, eps
+        x.flatten(1, 2),
+        _channels(weight, w_bdim, size),
+        _channels(bias, b_bdim, size),
+        mean,
+        var,
+        training,
+        momentum,
+        eps,
     )
     if training and running_mean is not None:
         to_front(running_mean, m_bdim).copy_(mean.reshape(size, -1))

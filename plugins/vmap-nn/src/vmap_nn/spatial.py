@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from vmap_core.extend import RulePack, ensure_bdim, logical_rank, to_front
 
 aten = torch.ops.aten
@@ -22,7 +23,7 @@ def fold(op: Any, *, spatial: int) -> Any:
 
     def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         folded = logical_rank(args[0], in_dims[0]) == spatial + 2
-        given = []
+        given: list[Any] = []
         for a, d in zip(args, in_dims, strict=False):
             if isinstance(a, Tensor):
                 a = ensure_bdim(a, d, info.batch_size)
@@ -31,16 +32,17 @@ def fold(op: Any, *, spatial: int) -> Any:
         out = op(*given, **kwargs)
         if not folded:
             return out, 0
+        n = args[0].shape[1 if in_dims[0] == 0 else 0]
         if isinstance(out, Tensor):
-            return _unfold(out, info.batch_size, given[0].shape[0]), 0
-        return tuple(_unfold(o, info.batch_size, given[0].shape[0]) for o in out), 0
+            return _unfold(out, info.batch_size, n), 0
+        return tuple(_unfold(o, info.batch_size, n) for o in out), 0
 
     return fold
 
 
-def _unfold(out: Tensor, batch_size: int, rows: int) -> Tensor:
+def _unfold(out: Tensor, batch_size: int, n: int) -> Tensor:
     """(B * N, *) -> (B, N, *)."""
-    return out.reshape(batch_size, rows // max(batch_size, 1), *out.shape[1:])
+    return out.reshape(batch_size, n, *out.shape[1:])
 
 
 SPATIAL = {
@@ -87,7 +89,6 @@ SPATIAL = {
 for _spatial, _ops in SPATIAL.items():
     for _op in _ops:
         pack.add(_op, fold(_op, spatial=_spatial))
-
 
 
 def _in_front(op: Any) -> Any:

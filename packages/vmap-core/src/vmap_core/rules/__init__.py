@@ -1,6 +1,24 @@
 """The core's own rules, a file per family of operators."""
 
-from . import cast, composite, factory, fft, getitem, index, join, matmul, pointwise, random, read, reduction, scatter, sorting, storage, tensor_methods, view
+from . import (
+    cast,
+    composite,
+    factory,
+    fft,
+    getitem,
+    index,
+    join,
+    matmul,
+    pointwise,
+    random,
+    read,
+    reduction,
+    scatter,
+    sorting,
+    storage,
+    tensor_methods,
+    view,
+)
 
 packs = [
     module.pack

@@ -43,10 +43,12 @@ def _with_layout(op: Any) -> RuleFunction:
                 x, bdim = to_front(x, bdim), 0  # contiguous samples
             return op(x, *args, **kwargs), bdim
         plain = torch.preserve_format
-        if keyword:
+        if op is aten.contiguous.default:
+            out = x
+        elif keyword:
             out = op(x, *args, **{**kwargs, "memory_format": plain})
         else:
-            out = x.clone() if op is aten.contiguous.default else op(x, *args[: at - 1], plain, *args[at:])
+            out = op(x, *args[: at - 1], plain, *args[at:])
         return _laid_out(out, bdim, memory_format)
 
     same_values.may_return_self = True  # type: ignore[attr-defined]  # ``x.to(x.dtype) is x``
@@ -116,10 +118,8 @@ def _as(x: Any, bdim: int, src: Any, src_bdim: int | None) -> Any:
     short = rank - logical_rank(src, src_bdim)
     if short < 0:
         shape = logical_shape(src, src_bdim)
-        if any(n != 1 for n in shape[:-rank or None]):
-            raise RuntimeError(
-                f"output with shape {logical_shape(x, bdim)} doesn't match the broadcast shape {shape}"
-            )
+        if any(n != 1 for n in shape[: -rank or None]):
+            raise RuntimeError(f"output with shape {logical_shape(x, bdim)} doesn't match the broadcast shape {shape}")
         for _ in range(-short):
             src = src.squeeze(1 if src_bdim == 0 else 0)
             src_bdim = src_bdim - 1 if src_bdim else src_bdim

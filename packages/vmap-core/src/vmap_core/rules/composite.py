@@ -29,8 +29,9 @@ def as_strided_scatter(info, in_dims, x, src, size, stride, storage_offset=None)
     """(*), (*size) -> (*) with src written to a strided view of it."""
     x = ensure_bdim(x, in_dims[0], info.batch_size).contiguous()
     src = ensure_bdim(src, in_dims[1], info.batch_size)
-    as_strided(info, (0,), x, size, stride, storage_offset)  # checks that it stays within the sample
-    return aten.as_strided_scatter.default(x, src, (x.shape[0], *size), (x.stride(0), *stride), storage_offset), 0
+    places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    places, _ = as_strided(info, (0,), places, size, stride, storage_offset)
+    return x.reshape(-1).scatter(0, places.reshape(-1), src.reshape(-1)).reshape(x.shape), 0
 
 
 @pack.composite(aten.block_diag.default)

@@ -235,7 +235,11 @@ def _line(op: Any) -> RuleFunction:
         device = kwargs.get("device") or (start if isinstance(start, Tensor) else end).device
         i = torch.arange(steps, dtype=exact, device=device)
         step = (end - start) / max(steps - 1, 1)
-        out = torch.where(i.real < steps // 2, start + step * i, end - step * (steps - 1 - i)) if steps > 1 else start + step * i
+        out = (
+            torch.where(i.real < steps // 2, start + step * i, end - step * (steps - 1 - i))
+            if steps > 1
+            else start + step * i
+        )
         return (torch.pow(base, out) if logarithmic else out).to(dtype), 0
 
     return line

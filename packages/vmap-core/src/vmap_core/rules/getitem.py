@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 from .._errors import DataDependentError, user_location
 from .._ownership import promote
 from .._plans import any_batched
@@ -28,7 +27,9 @@ def as_tuple(index: Any) -> tuple[Any, ...]:
     """Return an index expression as a tuple of its parts; a list of slices or tensors counts as a tuple."""
     if isinstance(index, tuple):
         return index
-    if isinstance(index, list) and any(isinstance(i, slice | Tensor | list | tuple) or i is None or i is ... for i in index):
+    if isinstance(index, list) and any(
+        isinstance(i, slice | Tensor | list | tuple) or i is None or i is ... for i in index
+    ):
         # NumPy's old rule, which PyTorch keeps for short sequences that hold something other than numbers
         return tuple(index) if len(index) < 32 else (index,)
     return (index,)
@@ -113,7 +114,7 @@ def _dims_used(part: Any) -> int:
         return 0
     if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
         return part.dim()
-    if isinstance(part, list) or hasattr(part, "__array__") and not isinstance(part, Tensor):
+    if isinstance(part, list) or (hasattr(part, "__array__") and not isinstance(part, Tensor)):
         tensor = torch.as_tensor(part)
         return tensor.dim() if tensor.dtype == torch.bool else 1
     return 1
@@ -121,7 +122,7 @@ def _dims_used(part: Any) -> int:
 
 def _plain_int(part: Any) -> bool:
     """Tell whether a 0-d integer tensor is the same for all samples, so that it selects a view."""
-    return type(part) is not BatchedTensor or part._bdim is None and _plain_int(part._value)
+    return type(part) is not BatchedTensor or (part._bdim is None and _plain_int(part._value))
 
 
 def _put(advanced: list[Any], dim: int, index: Any) -> None:
@@ -208,7 +209,7 @@ def _batched_mask(parts: tuple[Any, ...], x: Any) -> Any:
         return None
     others = [p for p in parts if p is not masks[0] and p is not ...]
     trailing = parts[0] is ... and len(parts) == 2
-    if len(masks) > 1 or others or trailing and masks[0].dim() != x.dim():
+    if len(masks) > 1 or others or (trailing and masks[0].dim() != x.dim()):
         raise DataDependentError(
             f"vmap: assignment through a batched boolean mask together with other indices is not supported, at "
             f"{user_location()}. Instead: write x.copy_(torch.where(mask, value, x)) on the part in question."
@@ -230,5 +231,3 @@ def _write_mask(x: Any, mask: Any, value: Any) -> None:
             )
     value = value.to(x.dtype) if isinstance(value, Tensor) else value
     x.copy_(torch.where(mask, value, x))
-
-

@@ -107,8 +107,11 @@ def _placed(x: Any, values: Any, values_bdim: int | None, region: Region) -> Any
 def index_put(info, in_dims, x, indices, values, accumulate=False):
     """(*), index tensors, (*) -> (*) with values put where the indices point."""
     x_bdim, dims, v_bdim = in_dims[:3]
-    if dims[0] is not None and indices[0].dtype == torch.bool and all(i is None for i in indices[1:]) and (
-        logical_rank(values, v_bdim) == 0
+    if (
+        dims[0] is not None
+        and indices[0].dtype == torch.bool
+        and all(i is None for i in indices[1:])
+        and (logical_rank(values, v_bdim) == 0)
     ):  # one value for each true element: the shape does not depend on how many there are
         rank = logical_rank(x, x_bdim)
         mask = to_front(indices[0], dims[0])

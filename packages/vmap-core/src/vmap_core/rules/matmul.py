@@ -80,9 +80,7 @@ def matmul(info, in_dims, a, b):
     a_bdim, b_bdim = in_dims
     a_rank, b_rank = a.ndim - (a_bdim is not None), b.ndim - (b_bdim is not None)
     if not a_rank or not b_rank:
-        raise RuntimeError(
-            f"both arguments to matmul need to be at least 1D, but they are {a_rank}D and {b_rank}D"
-        )
+        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a_rank}D and {b_rank}D")
     if b_bdim is None and (a_rank == 1 or b_rank <= 2):
         a = to_front(a, a_bdim)
         if a_rank == 1 and b_rank > 2:
@@ -178,7 +176,9 @@ def outer(info, in_dims, x, y):
     """(n), (m) -> (n, m)."""
     for i, (v, d) in enumerate(zip((x, y), in_dims[:2], strict=True)):
         if v.ndim - (d is not None) != 1:
-            raise RuntimeError(f"outer: Expected 1-D argument {('self', 'vec2')[i]}, but got {v.ndim - (d is not None)}-D")
+            raise RuntimeError(
+                f"outer: Expected 1-D argument {('self', 'vec2')[i]}, but got {v.ndim - (d is not None)}-D"
+            )
     x, y = to_front(x, in_dims[0]), to_front(y, in_dims[1])
     return x.unsqueeze(-1) * y.unsqueeze(-2), 0
 

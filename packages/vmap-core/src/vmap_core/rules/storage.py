@@ -45,7 +45,9 @@ def set_data(info: Any, x: Any, new: Any) -> None:
     if not mine:
         if type(new) is BatchedTensor and new._level is info:
             if new._bdim is not None:
-                raise unsupported(new, "assignment to .data of a tensor from outside", "assign outside the mapped function")
+                raise unsupported(
+                    new, "assignment to .data of a tensor from outside", "assign outside the mapped function"
+                )
             new = new._value
         x.data = new
         return

@@ -33,4 +33,3 @@ for _name in ("numel", "is_contiguous", "dim", "stride", "size", "ndimension", "
     pack.logical(getattr(Tensor, _name))(_method(_name))
     if type(getattr(torch, _name, None)) is type(torch.add):
         pack.logical(getattr(torch, _name))(_method(_name))
-

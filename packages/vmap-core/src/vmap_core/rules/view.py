@@ -131,7 +131,7 @@ def t(info, in_dims, x):
     rank = x.ndim - 1
     if rank > 2:
         raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {rank}D")
-    return (transpose(info, in_dims, x, 0, 1) if rank == 2 else (aten.alias.default(x), in_dims[0]))
+    return transpose(info, in_dims, x, 0, 1) if rank == 2 else (aten.alias.default(x), in_dims[0])
 
 
 @pack.rule(aten.numpy_T.default)
@@ -340,9 +340,7 @@ def view_dtype(info, in_dims, x, dtype):
     """(*, n) -> (*, n * old size / new size), the bytes read anew."""
     bdim = in_dims[0]
     if x.ndim == 1 and x.element_size() != torch.empty((), dtype=dtype).element_size():
-        raise RuntimeError(
-            f"self.dim() cannot be 0 to view {x.dtype} as {dtype} (different element sizes)"
-        )
+        raise RuntimeError(f"self.dim() cannot be 0 to view {x.dtype} as {dtype} (different element sizes)")
     if bdim == x.ndim - 1:
         x, bdim = to_front(x, bdim), 0
     return x.view(dtype), bdim

@@ -1,0 +1,156 @@
+"""Casts and moves: values, layout, and what of the tensor's identity survives."""
+
+import pytest
+import torch
+
+import vmap_core
+from vmap_core import InplaceError, UnsupportedError, vmap
+
+X = torch.rand(3, 4, 5) * 10
+B = torch.tensor([2.0, 3.0, 4.0])
+I = torch.tensor([1, 2, 3])  # noqa: E741
+D = torch.rand(4, 5, dtype=torch.double)
+
+CASES = {
+    "to_dtype": lambda x, b, i: x.to(torch.double),
+    "to_device": lambda x, b, i: x.to("cpu"),
+    "to_both": lambda x, b, i: x.to(torch.device("cpu"), torch.half),
+    "to_keywords": lambda x, b, i: x.to(dtype=torch.int32, device="cpu"),
+    "to_other": lambda x, b, i: x.to(i),
+    "to_other_plain": lambda x, b, i: x.to(D),
+    "plain_to_other": lambda x, b, i: D.to(x) + x,
+    "to_copy": lambda x, b, i: x.to(torch.float, copy=True),
+    "to_non_blocking": lambda x, b, i: x.to(torch.double, non_blocking=True),
+    "to_channels_last": lambda x, b, i: x.view(1, 2, 2, 5).to(memory_format=torch.channels_last),
+    "to_dtype_channels_last": lambda x, b, i: x.view(1, 2, 2, 5).to(torch.double, memory_format=torch.channels_last),
+    "clone_channels_last": lambda x, b, i: x.view(1, 2, 2, 5).clone(memory_format=torch.channels_last),
+    "contiguous_channels_last": lambda x, b, i: x.view(1, 2, 2, 5).contiguous(memory_format=torch.channels_last),
+    "half": lambda x, b, i: x.half(),
+    "double": lambda x, b, i: x.double(),
+    "bfloat16": lambda x, b, i: x.bfloat16(),
+    "float": lambda x, b, i: i.float(),
+    "int": lambda x, b, i: x.int(),
+    "bool": lambda x, b, i: (x > 3).bool(),
+    "cfloat": lambda x, b, i: x.cfloat(),
+    "cpu": lambda x, b, i: x.cpu(),
+    "type": lambda x, b, i: x.type(torch.double),
+    "type_name": lambda x, b, i: x.type("torch.DoubleTensor"),
+    "type_as": lambda x, b, i: x.type_as(i),
+    "type_as_of_plain": lambda x, b, i: D.type_as(x) + x,
+    "_to_copy": lambda x, b, i: torch.ops.aten._to_copy(x, dtype=torch.half),
+    "contiguous": lambda x, b, i: x.t().contiguous(),
+    "copy_broadcast": lambda x, b, i: x.clone().copy_(b),
+    "copy_into_owned": lambda x, b, i: torch.zeros(4, 5).copy_(x),
+    "copy_casts": lambda x, b, i: torch.zeros(4, 5, dtype=torch.int).copy_(x),
+    "copy_plain": lambda x, b, i: x.clone().copy_(D),
+    "data": lambda x, b, i: x.data * 2,
+    "sparse": lambda x, b, i: x.to_sparse().to_dense(),
+}
+
+
+@pytest.mark.parametrize("in_dim", [0, 1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_cast(name, in_dim):
+    f = CASES[name]
+    with vmap_core.fallback_policy("error"):
+        out = vmap(f, in_dims=(in_dim, 0, 0))(X.movedim(0, in_dim).contiguous(), B, I)
+    torch.testing.assert_close(out, torch.stack([f(*s) for s in zip(X, B, I, strict=True)]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cast_nested_and_sizes(name):
+    f = CASES[name]
+    once = vmap(f)(X, B, I)
+    torch.testing.assert_close(vmap(vmap(f))(X[:, None], B[:, None], I[:, None]), once[:, None])
+    torch.testing.assert_close(vmap(vmap(f, in_dims=(0, None, None)))(X[:, None], B, I), once[:, None])
+    assert vmap(f)(X[:0], B[:0], I[:0]).shape == (0, *once.shape[1:])
+
+
+def test_a_cast_that_changes_nothing_returns_self():
+    def f(x):
+        for y in (x.to(torch.float), x.float(), x.cpu(), x.contiguous(), x.type(torch.float), x.to("cpu"), x.to(x)):
+            assert y is x
+        assert x.to(torch.float, copy=True) is not x
+        return x
+
+    vmap(f)(X)
+
+
+RESULT_TYPES = [
+    (lambda x, b, i: (b, i)),
+    (lambda x, b, i: (x, b.double())),
+    (lambda x, b, i: (b.double(), x)),
+    (lambda x, b, i: (i, 1.5)),
+    (lambda x, b, i: (2, b.half())),
+    (lambda x, b, i: (i.expand(2), b.double())),
+    (lambda x, b, i: (D, b)),
+    (lambda x, b, i: (torch.tensor(1.0, dtype=torch.double), x)),
+]
+
+
+@pytest.mark.parametrize("operands", RESULT_TYPES)
+def test_result_type_is_of_the_samples(operands):
+    seen = []
+
+    def f(*sample):
+        seen.append(torch.result_type(*operands(*sample)))
+        return sample[0]
+
+    vmap(f)(X, B, I)
+    assert seen == [torch.result_type(*operands(X[0], B[0], I[0]))]
+
+
+def test_predicates():
+    def f(x):
+        assert torch.is_tensor(x) and isinstance(x, torch.Tensor) and not torch.is_storage(x)
+        assert torch.is_floating_point(x) and not torch.is_complex(x) and x.is_signed()
+        assert not torch.is_conj(x) and not torch.is_neg(x) and not torch.is_inference(x) and not x.is_pinned()
+        assert torch.is_same_size(x, D) and x.type() == "torch.FloatTensor"
+        assert torch.can_cast(x.dtype, torch.double) and torch.promote_types(x.dtype, D.dtype) == torch.double
+        return x
+
+    vmap(f)(X)
+
+
+def test_copy_into_a_tensor_from_outside():
+    outside = torch.zeros(4, 5)
+    with pytest.raises(InplaceError):
+        vmap(lambda x: outside.copy_(x))(X)
+    assert not outside.any()
+
+
+def test_set_data():
+    def f(x):
+        y = torch.zeros(2)
+        y.data = x * 2
+        assert y.shape == (4, 5)
+        return y
+
+    assert torch.equal(vmap(f)(X), X * 2)
+    plain = torch.zeros(4, 5)
+
+    def g(x):
+        plain.data = x
+        return x
+
+    with pytest.raises(UnsupportedError, match="assignment to .data"):
+        vmap(g)(X)
+
+
+def test_storage_is_not_handed_out():
+    for name in ("data_ptr", "untyped_storage", "storage"):
+        with pytest.raises(UnsupportedError, match=name):
+            vmap(lambda x, name=name: getattr(x, name)())(X)
+
+    def f(x):
+        assert torch.zeros(3).data_ptr()
+        assert x.share_memory_() is x
+        return x
+
+    vmap(f)(X.clone())
+
+
+def test_gradients_pass():
+    x = X.clone().requires_grad_()
+    out = vmap(lambda s: s.double().to(torch.float).contiguous().type_as(D).cpu() * s)(x)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], 2 * X)

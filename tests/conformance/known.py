@@ -1,0 +1,69 @@
+"""Operators that are not clean in every mode, and why. The sweep fails on anything else.
+
+An entry is ``name: (verdicts it may have, reason)``. Nothing may ever differ from the loop without being named here, and
+what is named as differing says which of the two is right.
+"""
+
+DYNAMIC = "its result has as many elements as the values say: a precise error, with what to do instead"
+READ = "gives a Python value, or reads one on the way, that differs from sample to sample: a precise error"
+SPARSE = "makes or takes sparse tensors, which have no batch dim of their own here"
+
+KNOWN: dict[str, tuple[set[str], str]] = {
+    "_batch_norm_with_update": (
+        {"error", "fallback"},
+        "updates running statistics that the samples share; else a loop",
+    ),
+    "_native_batch_norm_legit": (
+        {"error", "fallback"},
+        "updates running statistics that the samples share; else a loop",
+    ),
+    "_segment_reduce.lengths": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
+    "_segment_reduce.offsets": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
+    "allclose": ({"error"}, READ),
+    "argwhere": ({"error"}, DYNAMIC),
+    "as_strided_scatter": (
+        {"differs"},
+        "PyTorch's backward gives the overwritten elements of self a gradient, and reads "
+        "a gradient that is a view at the wrong offset; ours gives the derivative",
+    ),
+    "bool": ({"error"}, READ),
+    "cov": ({"error"}, "PyTorch's own code asks whether the batched weights are positive"),
+    "equal": ({"error"}, READ),
+    "fft.ihfft2": (
+        {"differs"},
+        "PyTorch writes something else to out= than it returns (dim=0); ours writes the result",
+    ),
+    "fft.ihfftn": (
+        {"differs"},
+        "PyTorch writes something else to out= than it returns (dim=0); ours writes the result",
+    ),
+    "hash_tensor": ({"fallback"}, "a checksum of bits: the kernel has no batch dim"),
+    "histogram": ({"fallback"}, "the kernel has no batch dim"),
+    "histogramdd": ({"fallback", "error"}, "the kernel has no batch dim"),
+    "index_put": ({"error"}, "through a batched boolean mask with a value for each true element: how many differs"),
+    "item": ({"error"}, READ),
+    "masked_select": ({"error"}, DYNAMIC + " (an unbatched mask works)"),
+    "max_pool2d_with_indices_backward": ({"error"}, "the decomposition does not take an empty batch"),
+    "native_batch_norm": ({"error"}, "updates running statistics that the samples share"),
+    "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
+    "nn.functional.ctc_loss": ({"fallback"}, "the kernel reads its lengths on the CPU"),
+    "nn.functional.embedding_bag": ({"fallback"}, "bags of other lengths in every sample: no batched algorithm yet"),
+    "nn.functional.gaussian_nll_loss": ({"error"}, "PyTorch's own code asks whether the batched variance is negative"),
+    "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),
+    "nn.functional.linear_cross_entropy.chunked": ({"fallback"}, "a custom operator of PyTorch without a vmap rule"),
+    "nn.functional.linear_cross_entropy.chunked_none": (
+        {"fallback"},
+        "a custom operator of PyTorch without a vmap rule",
+    ),
+    "nn.functional.one_hot": ({"error"}, "without num_classes an empty batch has no number of classes"),
+    "nn.functional.rrelu": ({"fallback"}, "the in-place form writes its noise too"),
+    "nonzero": ({"error"}, DYNAMIC),
+    "resize_": ({"fallback", "error"}, "leaves values undefined; a loop serves it"),
+    "resize_as_": ({"fallback", "error"}, "leaves values undefined; a loop serves it"),
+    "sparse.mm.reduce": ({"fallback"}, SPARSE),
+    "sparse.sampled_addmm": ({"fallback", "error"}, SPARSE),
+    "tensor_split": ({"error"}, "places to split at that differ from sample to sample give pieces of different sizes"),
+    "to_sparse": ({"fallback", "error"}, SPARSE),
+    "unique": ({"error"}, DYNAMIC),
+    "unique_consecutive": ({"error"}, DYNAMIC),
+}

@@ -1,0 +1,27 @@
+"""A part of the sweep that CI runs: a few samples of every OpInfo entry in every mode, against the Python loop."""
+
+import pytest
+
+from .cases import MODES
+from .known import KNOWN
+from .sweep import entries, full_name, sweep_one
+
+SAMPLES = 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("op", entries(""), ids=full_name)
+def test_operator(op):
+    allowed, reason = KNOWN.get(full_name(op), (set(), ""))
+    result = sweep_one("vmap_core", op, MODES, SAMPLES)
+    bad = {
+        mode: f"{r['verdict']}: {r['detail']}"
+        for mode, r in result.items()
+        if r["verdict"] not in ("clean", "skip", *allowed)
+    }
+    assert not bad, f"{bad} (known: {reason})"
+
+
+def test_known_entries_exist():
+    names = {full_name(op) for op in entries("")}
+    assert set(KNOWN) <= names, set(KNOWN) - names
