@@ -85,32 +85,33 @@ def Saves(x):
     return Function
 
 w = torch.ones(3, requires_grad=True)
-calls = [c.strip() for c in '''{CALLS}'''.replace("\\n", "|").split("|") if c.strip()]
+lines = '''{CALLS}'''.strip().splitlines()
 
-def attempt(call, x, b, i):
+def attempt(line, x, b, i):
     pid = os.fork()
     if not pid:
-        try:
-            eval(call, globals(), dict(x=x, b=b, i=i))
-        except BaseException:
-            pass
+        for call in line.split(" | "):
+            try:
+                eval(call, globals(), dict(x=x, b=b, i=i))
+            except Exception:
+                pass
         os._exit(0)
     status = os.waitpid(pid, 0)[1]
     if status:
-        print("CRASH", status, call, flush=True)
+        print("CRASH", status, line, flush=True)
 
 def function(*sample):
-    for call in calls:
-        attempt(call, *sample)
+    for line in lines:
+        attempt(line, *sample)
     leaked.append(sample)
     return sample[0]
 
 leaked = []
 x = torch.arange(6.0).reshape(2, 3)
 vmap_core.vmap(function, in_dims=(1, 0, 0))(x.T, torch.tensor([2.0, 3.0]), torch.tensor([1, 2]))
-for call in calls:
-    attempt(call, *leaked[0])
-print("tried", len(calls))
+for line in lines:
+    attempt(line, *leaked[0])
+print("tried", len(lines))
 """
 
 
@@ -175,8 +176,10 @@ def test_a_function_may_not_capture_a_batched_tensor():
 def test_a_function_on_plain_tensors_inside_is_itself():
     w = torch.ones(3, requires_grad=True)
     with vmap_core.use_packs():
-        out = vmap(lambda x: Double.apply(w) * x)(X)
+        out = vmap(lambda x: Double.apply(w) * x + Double.apply(w * w) * 0)(X)
+        nested = vmap(vmap(lambda x: Double.apply(w) * x))(X[None])
     assert torch.equal(torch.autograd.grad(out.sum(), w)[0], 2 * X.sum(0))
+    assert torch.equal(torch.autograd.grad(nested.sum(), w)[0], 2 * X.sum(0))
 
 
 def test_functions_outside_are_untouched():
@@ -225,3 +228,28 @@ def test_guards_are_installed_once():
     before = torch.autograd.backward, torch.autograd.Function.apply
     install()
     assert before == (torch.autograd.backward, torch.autograd.Function.apply)
+
+
+class Factory(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone(), torch.empty(1)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return grad
+
+
+@pytest.mark.parametrize("packs", [(), ("autograd",)])
+def test_modes_of_the_user_stay_active(packs):
+    w = torch.ones(2)
+    with torch.device("meta"):
+        assert Factory.apply(w)[1].is_meta
+
+    def f(x):
+        with torch.device("meta"):
+            assert Factory.apply(w)[1].is_meta
+        return x + Factory.apply(w)[0].sum()
+
+    with vmap_core.use_packs(*packs):
+        assert torch.equal(vmap(f)(X), X + 2)

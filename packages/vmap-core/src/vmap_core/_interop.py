@@ -11,9 +11,9 @@ identity, and would stop tracing tensor subclasses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ import torch._functorch.predispatch
 from torch._C import _len_torch_function_stack
 
 from . import _dispatch
-from ._errors import UnsupportedError, user_location
+from ._errors import EscapedTensorError, UnsupportedError, user_location
 from ._level import Level, current_levels, pop_level, push_level
 from ._tensor import BatchedTensor
 
@@ -96,41 +96,53 @@ def _guard_apply() -> None:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not _len_torch_function_stack():
             return native(cls, *args, **kwargs)
-        if _has_rule(function.apply):
-            mode = pop_level()
-            try:
-                if type(mode) is Level:
-                    return _dispatch.call(mode, function.apply, (cls, *args), kwargs)
-                return apply(cls, *args, **kwargs)  # a mode of the user's, which sees no Function
-            finally:
-                push_level(mode)
-        if not current_levels():
+        levels = current_levels()
+        if not levels:
             return native(cls, *args, **kwargs)
-        if holds_batched(args) or holds_batched(kwargs.values()):
-            raise unsupported(f"the autograd.Function {cls.__name__}", _AUTOGRAD)
-        return native(_checked(cls), *args, **kwargs)
+        with _below(levels[-1]) as level:
+            if level.table.rule(function.apply) is not None:
+                return _dispatch.call(level, function.apply, (cls, *args), kwargs)
+            return _shared_apply(apply, level, cls, args, kwargs)
 
     apply._vmap_native = native  # type: ignore[attr-defined]
     function.apply = classmethod(apply)  # type: ignore[assignment]
 
 
-_checked_classes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+@contextlib.contextmanager
+def _below(level: Level) -> Iterator[Level]:
+    """Take a level off the stack, and leave the user's own modes that are above it."""
+    above = []
+    while (mode := pop_level()) is not level:
+        above.append(mode)
+    for mode in reversed(above):
+        push_level(mode)
+    try:
+        yield level
+    finally:
+        for _ in above:
+            pop_level()
+        push_level(level)
+        for mode in reversed(above):
+            push_level(mode)
 
 
-def _checked(cls: Any) -> Any:
-    """Return a Function that refuses a batched output: ``forward`` may have used a captured BatchedTensor."""
-    checked = _checked_classes.get(cls)
-    if checked is None:
+def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run a Function on tensors that all samples share, one level further out."""
+    from . import _plans
 
-        @functools.wraps(cls.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            out = cls.forward(*args, **kwargs)
-            if holds_batched((out,)):
-                raise unsupported(f"the autograd.Function {cls.__name__}, which captures one,", _AUTOGRAD)
-            return out
-
-        checked = _checked_classes[cls] = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
-    return checked
+    values, _, batched = _plans.unwrap(level, args)
+    kwargs, _, kw_batched = _plans.unwrap_kwargs(level, kwargs)
+    error = unsupported(f"the autograd.Function {cls.__name__}", _AUTOGRAD)
+    if batched or kw_batched:
+        raise error
+    try:
+        out = apply(cls, *values, **kwargs)
+    except EscapedTensorError:  # forward uses a captured BatchedTensor
+        raise error from None
+    same = {id(v): a for v, a in zip(values, args, strict=True)}
+    if isinstance(out, tuple):
+        return tuple(same[id(o)] if id(o) in same else _plans.wrap(level, o, None) for o in out)
+    return same[id(out)] if id(out) in same else _plans.wrap(level, out, None)
 
 
 def _guard_save_for_backward() -> None:
