@@ -171,7 +171,7 @@ def install() -> None:
     _guard([torch._functorch.predispatch], "_add_batch_dim_impl", "torch.func.vmap", _TRANSFORMS)
     for name in ("_wrap_for_grad", "_wrap_functional_tensor"):
         _guard([torch._functorch.eager_transforms], name, "a transform of torch.func", _TRANSFORMS)
-    _guard([torch._C._nested], "nested_tensor", "torch.nested.nested_tensor", _RETURN)
+    _guard([getattr(torch._C, "_nested", None)], "nested_tensor", "torch.nested.nested_tensor", _RETURN)
     for name in ("_is_alias_of", "_overlaps", "_storage_address", "_get_tensor_metadata", "_dispatch_keys"):
         _guard([torch._C], name, f"torch._C.{name}", _RETURN)
     _guard([torch.utils.dlpack], "to_dlpack", "to_dlpack", _RETURN)
