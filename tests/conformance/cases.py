@@ -9,51 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from vmap_core.testing import Levels, batched, choices, nested_choices, strongest
 
-MODES = ("forward", "one_argument", "nested", "sizes", "inplace", "out", "gradient")
+MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient")
 
 
 @dataclass
 class Case:
-    """One call to compare: a function of tensors, its batched tensors, and one in_dims a level, outermost first.
+    """One call to compare: a function of tensors, a sample of them, and one in_dims a level, outermost first.
 
     Attributes:
         mode: one of `MODES`.
         function: takes the tensors of one sample, returns a list of tensors.
-        tensors: physical tensors.
+        sample: tensors of one sample.
         levels: for each level the batch dim of every tensor, or None.
+        sizes: the batch size of each level.
+        strength: how the samples of the batch differ (see `vmap_core.testing.rows`).
         label: what to print of it.
     """
 
     mode: str
     function: Callable[..., list[Any]]
-    tensors: list[Tensor]
-    levels: list[tuple[int | None, ...]]
+    sample: list[Tensor]
+    levels: Levels
+    sizes: tuple[int, ...]
+    strength: str
     label: str
 
-
-def rows(x: Tensor, count: int) -> list[Tensor]:
-    """Return ``count`` tensors like ``x`` with other values that the operator still accepts.
-
-    Floating values shrink a little: positive, bounded, triangular or positive definite ones stay so. Integers and
-    bools change place: indices stay in range.
-    """
-    out = []
-    for i in range(count):
-        if x.dtype.is_floating_point or x.dtype.is_complex:
-            out.append((x.detach() * (1 - 0.07 * i)).to(x.dtype))
-        else:
-            out.append(x.detach().flip(tuple(range(x.ndim))) if i % 2 and x.ndim else x.detach().clone())
-    return out
-
-
-def stacked(x: Tensor, count: int, dim: int) -> Tensor:
-    """Return rows of ``x`` as one tensor with the batch dim at ``dim``."""
-    if count == 0:
-        shape = list(x.shape)
-        shape.insert(dim % (x.ndim + 1), 0)
-        return x.new_empty(shape)
-    return torch.stack(rows(x, count), dim)
+    def tensors(self) -> list[Tensor]:
+        """Return physical tensors."""
+        return batched(self.sample, self.levels, self.sizes, self.strength)
 
 
 def tensors_only(out: Any) -> list[Any]:
@@ -93,7 +78,6 @@ def bound(op: Callable[..., Any]) -> Callable[..., Any]:
 
 def _inplace(op: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = x.clone()
         result = op(x, *args, **kwargs)
         if result is not x and result is not None:
             raise AssertionError("an in-place operation must return self")
@@ -121,7 +105,7 @@ def _out(op: Callable[..., Any]) -> Callable[..., Any]:
 def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None) -> Iterator[Case]:
     """Yield the cases of an OpInfo entry, from ``limit`` of its samples (None: all)."""
     torch.manual_seed(0)
-    # as_strided reads memory: a sample that lies across the batch has other strides than the sample alone
+    # these look at memory: a sample that lies across the batch has other strides than the sample alone
     layout = op.name.startswith("as_strided") or op.name == "view_as_complex"
     for k, sample in enumerate(op.sample_inputs("cpu", dtype, requires_grad=False)):
         if limit is not None and k >= limit:
@@ -130,52 +114,53 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
         if not places:
             continue
-        tensors = [leaves[i] for i in places]
+        tensors = [leaves[i].detach().clone() for i in places]
+        function = _function(function_of(op), spec, leaves, places)
+        strength = strongest(function, tensors)
+        if strength is None:  # not for this device, or a sample of an error
+            continue
         label = f"sample {k}: " + ", ".join(
             str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a)[:40] for a in leaves
         )
-        function = _function(function_of(op), spec, leaves, places)
-        try:
-            function(*tensors)
-        except Exception:  # not for this device, or a sample of an error
-            continue
-        n = len(tensors)
-        front, last = (0,) * n, tuple(t.ndim for t in tensors)
-        batched = [stacked(t, 3, 0) for t in tensors]
-        at_end = [stacked(t, 3, -1) for t in tensors]
-        if "forward" in modes:
-            yield Case("forward", function, batched, [front], label)
-            if not layout:
-                yield Case("forward", function, at_end, [last], label)
-        if "one_argument" in modes and n > 1:
-            for i in range(n):
-                only = tuple(0 if j == i else None for j in range(n))
-                yield Case("one_argument", function, [b if j == i else t for j, (b, t) in
-                                                      enumerate(zip(batched, tensors, strict=True))], [only], label)  # fmt: skip
-        if "sizes" in modes:
-            for size in (0, 1):
-                yield Case("sizes", function, [stacked(t, size, 0) for t in tensors], [front], label)
-        if "nested" in modes and not layout:
-            both = [torch.stack([stacked(r, 2, -1) for r in rows(t, 3)]) for t in tensors]
-            yield Case("nested", function, both, [front, last], label)
-            if n > 1:  # at different levels: the first inside, the others outside
-                outer = (None, *(0,) * (n - 1))
-                inner = (0, *(None,) * (n - 1))
-                yield Case("nested", function, batched, [outer, inner], label)
-        if (
-            "inplace" in modes
-            and op.inplace_variant is not None
-            and isinstance(sample.input, Tensor)
-            and not (sample.broadcasts_input)
-        ):
-            run = _function(_inplace(bound(op.inplace_variant)), spec, leaves, places)
-            yield Case("inplace", run, batched, [front], label)
-            if not layout:
-                yield Case("inplace", run, at_end, [last], label)
-        if "out" in modes and op.supports_out:
-            run = _function(_out(function_of(op)), spec, leaves, places)
-            yield Case("out", run, batched, [front], label)
-        if "gradient" in modes and op.supports_autograd and any(t.is_floating_point() for t in tensors):
-            yield Case("gradient", function, batched, [front], label)
-            if not layout:
-                yield Case("gradient", function, at_end, [last], label)
+        ranks = [t.ndim for t in tensors]
+        for mode, levels, sizes in plans(ranks):
+            if mode not in modes or layout and any(dim for dims in levels for dim in dims):
+                continue
+            run = function
+            if mode == "inplace":
+                taken = op.inplace_variant is not None and isinstance(sample.input, Tensor) and places[0] == 0
+                if not taken or sample.broadcasts_input or any(dims[0] is None for dims in levels):
+                    continue
+                run = _function(_inplace(bound(op.inplace_variant)), spec, leaves, places)
+            if mode == "out":
+                if not op.supports_out:
+                    continue
+                run = _function(_out(function_of(op)), spec, leaves, places)
+            if mode == "gradient" and not (op.supports_autograd and any(t.is_floating_point() for t in tensors)):
+                continue
+            yield Case(mode, run, tensors, levels, sizes, strength, label)
+
+
+def plans(ranks: list[int]) -> Iterator[tuple[str, Levels, tuple[int, ...]]]:
+    """Yield modes, in_dims and batch sizes for tensors of these ranks."""
+    n = len(ranks)
+    front, last = (0,) * n, tuple(ranks)
+    ends = list(dict.fromkeys([front, last]))
+    for dims in choices(ranks):
+        alone = dims.count(None) == n - 1 and n > 1
+        mode = "forward" if dims in ends else "one_argument" if alone else "mixed"
+        yield mode, [dims], (3,)
+        if mode != "mixed":
+            yield "gradient", [dims], (3,)
+        if mode == "mixed" or dims in ends:
+            yield "inplace", [dims], (3,)
+            yield "out", [dims], (3,)
+    for levels in nested_choices(ranks):
+        yield "nested", levels, (3, 2)
+    for mode in ("inplace", "out", "gradient"):
+        yield mode, [front, last], (2, 3)
+    for dims in ends:
+        for size in (0, 1):
+            yield "sizes", [dims], (size,)
+    yield "inplace", [front], (0,)
+    yield "out", [front], (0,)

@@ -46,6 +46,8 @@ def same(a, b):
         return a == b or a == b * len(a) or b == a * len(b)
     if isinstance(a, torch.device) or isinstance(b, torch.device):
         return torch.device(a or "cpu") == torch.device(b or "cpu")
+    if isinstance(a, torch.dtype) != isinstance(b, torch.dtype):  # the dispatcher may show a dtype as its code
+        return True
     return a == b or (a != a and b != b) or (not a and not b and {a, b} == {False, None})
 
 

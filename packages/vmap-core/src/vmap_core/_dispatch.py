@@ -193,10 +193,10 @@ def emitter(func: Any) -> Callable[..., Any]:
         return func
     name = func.__name__
     if name == "__get__":
-        name = func.__self__.__name__
+        name = func.__self__.__name__  # type: ignore[union-attr]
         return lambda self: getattr(self, name)
     if name == "__set__":
-        name = func.__self__.__name__
+        name = func.__self__.__name__  # type: ignore[union-attr]
         return lambda self, value: setattr(self, name, value)
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 

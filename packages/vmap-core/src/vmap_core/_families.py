@@ -24,8 +24,8 @@ def pointwise(op: OpOverload) -> RuleFunction:
         if len(args) == 1:
             return emit(args[0], **kwargs), in_dims[0]
         args = _promote(args, in_dims, conditions)
-        args, bdim = align(args, in_dims)
-        return emit(*args, **kwargs), bdim
+        aligned, bdim = align(args, in_dims)
+        return emit(*aligned, **kwargs), bdim
 
     pointwise.emit = emit  # type: ignore[attr-defined]  # the dispatcher's short cut for operands that agree
     return pointwise
@@ -98,7 +98,7 @@ def reduction(op: OpOverload) -> RuleFunction:
                 physical_dims(dim, 0, None)
             given[0], dims = x.unsqueeze(-1), [1]
             if keepdim:
-                given[keep_at] = False
+                given[keep_at] = False  # type: ignore[index]
         else:
             dims = physical_dims(dim, rank, bdim)
         given[dim_at] = dims if takes_list else dims[0]

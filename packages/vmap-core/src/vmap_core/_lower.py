@@ -36,7 +36,7 @@ class LoweredTensor(Tensor):
     __torch_function__ = _disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Answer an operation that came without our mode: from the autograd engine."""

@@ -10,11 +10,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 
-from ._errors import PackConflictError
+from ._errors import PackConflictError, internal_modules
 from ._registry import RulePack, Table
 
 GROUP = "vmap.rules"
@@ -99,10 +99,11 @@ class _Registry:
         self.origin[name] = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
         try:  # one broken pack must not take the others down
             plugin = entry_points[0].load()
+            internal_modules.add(entry_points[0].module.partition(".")[0])
             manager.register(plugin, name=name)
             manager.check_pending()
             found = [p for impl in manager.hook.vmap_rules.get_hookimpls() if impl.plugin_name == name
-                     for p in impl.function()]  # fmt: skip
+                     for p in cast(Any, impl.function())]  # fmt: skip
             for pack in found:
                 if not isinstance(pack, RulePack):
                     raise TypeError(f"vmap_rules() of {name!r} returned {pack!r}, which is no RulePack")

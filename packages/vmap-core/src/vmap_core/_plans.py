@@ -151,7 +151,7 @@ def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], b
             if a._bdim is not None:
                 batched = True
         elif isinstance(a, list | tuple) and any(isinstance(e, Tensor) for e in a):
-            inner, inner_dims, inner_batched = unwrap(level, a)
+            inner, inner_dims, inner_batched = unwrap(level, tuple(a))
             values.append(inner)
             dims.append(inner_dims)
             batched = batched or inner_batched

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from . import _dispatch
 from ._errors import DataDependentError, UnsupportedError, user_location
 
@@ -47,7 +45,7 @@ def value(x: BatchedTensor, operation: str) -> Any:
 
 def every_sample(x: Any) -> Any:
     """Return the plain tensor under all levels, for a check that concerns every sample at once."""
-    while isinstance(x, torch.Tensor) and hasattr(x, "_bdim"):
+    while hasattr(x, "_bdim"):
         x = x._value
     return x
 

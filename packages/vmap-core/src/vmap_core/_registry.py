@@ -10,7 +10,6 @@ import torch
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
-from . import _errors
 from ._errors import PackConflictError, UnsupportedError, user_location
 
 RuleFunction = Callable[..., Any]
@@ -82,9 +81,6 @@ class RulePack:
         if key in self.rules:
             raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
         self.rules[key] = Rule(function, kind, self.name, override)
-        module = getattr(function, "__module__", None)
-        if module:
-            _errors.internal_modules.add(module.partition(".")[0])
 
     def rule(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
         """Decorate a batching rule ``(info, in_dims, *args, **kwargs) -> (output, out_dims)``.

@@ -53,7 +53,12 @@ class BatchedTensor(_Head):
         self._level = level
         self._origin = origin
 
-    @property
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The names of torch.Tensor, which `_generate` adds."""
+
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         """Pass for a Tensor while alive; a dead one must not, since C++ trusts isinstance."""
         return Tensor if self._level.active else BatchedTensor
@@ -163,11 +168,11 @@ class BatchedTensor(_Head):
         """Iterate over the first logical dim."""
         if not self.ndim:
             raise TypeError("iteration over a 0-d tensor")
-        return iter(self.unbind(0))  # type: ignore[attr-defined]
+        return iter(self.unbind(0))
 
     def __reversed__(self) -> Any:
         """Return the tensor flipped in its first dim."""
-        return self.flip(0) if self.ndim else self  # type: ignore[attr-defined]
+        return self.flip(0) if self.ndim else self
 
     def __hash__(self) -> int:
         """Hash by identity, as tensors do."""
@@ -187,8 +192,8 @@ class BatchedTensor(_Head):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Clone, for an unbatched or leaf tensor, as Tensor does."""
-        result = self.detach().clone()  # type: ignore[attr-defined]
-        return result.requires_grad_() if self.requires_grad else result  # type: ignore[attr-defined]
+        result = self.detach().clone()
+        return result.requires_grad_() if self.requires_grad else result
 
 
 _get_shape = operator.attrgetter("shape")
@@ -317,7 +322,7 @@ def _metadata_method(name: str) -> Callable[..., Any]:
 
 def _rtruediv(self: BatchedTensor, other: Any) -> Any:
     """``other / self``, as Tensor computes it."""
-    return self.reciprocal() * other if isinstance(other, _OPERANDS) else NotImplemented  # type: ignore[attr-defined]
+    return self.reciprocal() * other if isinstance(other, _OPERANDS) else NotImplemented
 
 
 def _generate() -> None:
@@ -333,8 +338,9 @@ def _generate() -> None:
         setattr(cls, f"__i{name}__", _binary(getattr(Tensor, target), f"__i{name}__"))
     for name, func in _UNARY.items():
         setattr(cls, f"__{name}__", _method(func, f"__{name}__"))
-    cls.__rtruediv__ = cls.__rdiv__ = _rtruediv  # type: ignore[attr-defined]
-    cls.__array_priority__ = Tensor.__array_priority__  # type: ignore[attr-defined]
+    for name in ("__rtruediv__", "__rdiv__"):
+        setattr(cls, name, _rtruediv)
+    setattr(cls, "__array_priority__", Tensor.__array_priority__)  # noqa: B010
     for name in METADATA_PROPERTIES:
         setattr(cls, name, _metadata_property(name))
     for name in METADATA_METHODS:

@@ -86,7 +86,7 @@ def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
     if hasattr(kind, "_fields"):
         return kind(*children)
     if dataclasses.is_dataclass(kind):
-        new = object.__new__(kind)  # fields may have init=False, and __post_init__ has run already
+        new: Any = object.__new__(kind)  # type: ignore[arg-type]  # fields may have init=False, and __post_init__ has run already
         for name, child in zip(context, children, strict=True):
             object.__setattr__(new, name, child)
         return new

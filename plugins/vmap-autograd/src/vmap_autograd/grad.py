@@ -38,7 +38,11 @@ def grad(
     """Per-sample gradients: (outputs, inputs, grad_outputs), each batched or not -> gradients of the inputs."""
     outputs, inputs = _tuple(outputs), _tuple(inputs)
     vectors = _tuple(grad_outputs) if grad_outputs is not None else (None,) * len(outputs)
-    options = {"create_graph": create_graph, "allow_unused": allow_unused, "materialize_grads": materialize_grads}
+    options: dict[str, Any] = {
+        "create_graph": create_graph,
+        "allow_unused": allow_unused,
+        "materialize_grads": materialize_grads,
+    }
     if is_grads_batched:
         options["is_grads_batched"] = True
     keep = create_graph if retain_graph is None else retain_graph

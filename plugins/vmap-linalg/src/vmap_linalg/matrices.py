@@ -111,7 +111,7 @@ def linalg_lstsq(info, in_dims, a, b, rcond=None, *, driver=None):
     # what an operator leaves empty has no batch dim of its own
     outs = [solution.squeeze(-1) if vector else solution, residuals, rank, values]
     full = [o.numel() > 0 or o.ndim > 1 for o in outs]
-    return torch.return_types.linalg_lstsq(outs), [0 if f else None for f in full]
+    return tuple(outs), [0 if f else None for f in full]
 
 
 @pack.rule(aten.ormqr.default)

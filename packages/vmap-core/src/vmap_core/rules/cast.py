@@ -75,7 +75,7 @@ def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_for
     return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
 
 
-to_other.may_return_self = True
+to_other.may_return_self = True  # type: ignore[attr-defined]
 
 
 @pack.rule(aten.to_sparse.default, aten._to_sparse.default)

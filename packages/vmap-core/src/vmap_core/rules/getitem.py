@@ -54,7 +54,8 @@ def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
     if used > x.dim():
         raise IndexError(f"too many indices for tensor of dimension {x.dim()}")
     missing = x.dim() - used
-    view, dim, advanced = x, 0, []
+    view, dim = x, 0
+    advanced: list[Any] = []
     for part in parts:
         if part is ...:
             dim += missing

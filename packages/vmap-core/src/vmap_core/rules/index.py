@@ -54,7 +54,8 @@ class Region:
 
 
 def _without_masks(indices: Any, dims: Any) -> tuple[list[Any], list[Any]]:
-    out, out_dims = [], []
+    out: list[Any] = []
+    out_dims: list[Any] = []
     for i, d in zip(indices, dims, strict=True):
         if i is not None and i.dtype in (torch.bool, torch.uint8):
             if d is not None:
@@ -93,7 +94,7 @@ def _placed(x: Any, values: Any, values_bdim: int | None, region: Region) -> Any
     if logical_rank(values, values_bdim) > rank:
         values = values.squeeze(tuple(range(0 if values_bdim is None else 1, logical_rank(values, values_bdim) - rank)))
     if values_bdim is None:
-        values = values.reshape(*(1,) * (rank - values.ndim), *values.shape).unsqueeze(0)
+        values = values.reshape((*(1,) * (rank - values.ndim), *values.shape)).unsqueeze(0)
     else:
         values = to_front(values, values_bdim)
         values = values.reshape(values.shape[0], *(1,) * (rank + 1 - values.ndim), *values.shape[1:])

@@ -19,7 +19,8 @@ pack = RulePack("core.matmul")
 def mm(info, in_dims, a, b):
     """(n, k), (k, m) -> (n, m)."""
     a_bdim, b_bdim = in_dims
-    _check_ranks("mat1", a, a_bdim, 2), _check_ranks("mat2", b, b_bdim, 2)
+    _check_ranks("mat1", a, a_bdim, 2)
+    _check_ranks("mat2", b, b_bdim, 2)
     return matmul(info, in_dims, a, b)
 
 
@@ -65,7 +66,8 @@ def vdot(info, in_dims, x, y):
 @pack.rule(aten.bmm.default)
 def bmm(info, in_dims, a, b):
     """(b, n, k), (b, k, m) -> (b, n, m): the batch dim is one more in front."""
-    _check_ranks("batch1", a, in_dims[0], 3), _check_ranks("batch2", b, in_dims[1], 3)
+    _check_ranks("batch1", a, in_dims[0], 3)
+    _check_ranks("batch2", b, in_dims[1], 3)
     return matmul(info, in_dims, a, b)
 
 

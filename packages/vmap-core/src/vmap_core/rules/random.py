@@ -189,7 +189,8 @@ def _same(info: Any, op: Any, in_dims: Any, args: Any, kwargs: Any) -> Any:
     if op.name() in _NOISE:
         tensors = [(a, d) for a, d in zip(args, in_dims, strict=False) if isinstance(a, torch.Tensor)]
         parameters = _batch_first(info, tensors, args, in_dims)
-        out = _NOISE[op.name()](*(a.detach() if isinstance(a, torch.Tensor) else a for a in parameters), **kwargs)
+        noise: Any = _NOISE[op.name()]
+        out = noise(*(a.detach() if isinstance(a, torch.Tensor) else a for a in parameters), **kwargs)
         if out is not None:
             for a in parameters:  # the derivative is zero, not missing
                 if isinstance(a, torch.Tensor) and a.requires_grad:

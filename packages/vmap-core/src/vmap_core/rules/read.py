@@ -23,6 +23,7 @@ def _number(operation: str) -> RuleFunction:
     return read
 
 
+_key: Any
 for _key in (Tensor.item, aten.item.default, aten._local_scalar_dense.default):
     pack.logical(_key)(_number("item()"))
 for _key in (torch.is_nonzero, Tensor.is_nonzero, aten.is_nonzero.default):

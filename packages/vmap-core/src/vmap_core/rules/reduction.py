@@ -167,7 +167,7 @@ def aminmax(info, in_dims, x, *, dim=None, keepdim=False):
         out = torch.aminmax(flat(x, bdim), dim=1)
         if keepdim:
             shape = (-1, *(1,) * rank)
-            out = type(out)([o.reshape(shape) for o in out])
+            out = type(out)([o.reshape(shape) for o in out])  # type: ignore[arg-type]
         return out, 0
     if not rank:
         return torch.aminmax(x.unsqueeze(-1), dim=1), 0

@@ -33,8 +33,8 @@ def topk(info, in_dims, x, k, dim=-1, largest=True, sorted=True):
         physical_dims(dim, 0, None)
         values, indices = torch.topk(x.unsqueeze(-1), k, 1, largest, sorted)
         if k == 0:
-            return torch.return_types.topk([values, indices]), 0
-        return torch.return_types.topk([values.squeeze(-1), indices.squeeze(-1)]), 0
+            return (values, indices), 0
+        return (values.squeeze(-1), indices.squeeze(-1)), 0
     (d,) = physical_dims(dim, rank, bdim)
     return torch.topk(x, k, d, largest, sorted), bdim
 

@@ -368,13 +368,18 @@ def as_strided(info, in_dims, x, size, stride, storage_offset=None):
     return x.as_strided((n, *size), (batch_stride, *stride), storage_offset), 0
 
 
+def _getter(name: str) -> Any:
+    """Return what PyTorch calls a property of Tensor by."""
+    return getattr(torch.Tensor, name).__get__
+
+
 def _property(name: str, op: Any) -> None:
     """Answer a property of Tensor with the operator that computes it."""
 
     def view_property(info: Any, in_dims: Any, x: Any) -> Any:
         return pack.rules[op].function(info, in_dims, x)
 
-    pack.add(getattr(torch.Tensor, name).__get__, view_property)
+    pack.add(_getter(name), view_property)
 
 
 _property("T", aten.numpy_T.default)
@@ -400,9 +405,9 @@ def _matrix(name: str, conjugate: bool) -> RuleFunction:
 
 
 for _name, _conjugate, _ops in (
-    ("mT", False, (aten.mT.default, torch.Tensor.mT.__get__)),
-    ("mH", True, (aten.mH.default, aten.adjoint.default, torch.Tensor.mH.__get__)),
-    ("H", True, (aten.matrix_H.default, torch.Tensor.H.__get__)),
+    ("mT", False, (aten.mT.default, _getter("mT"))),
+    ("mH", True, (aten.mH.default, aten.adjoint.default, _getter("mH"))),
+    ("H", True, (aten.matrix_H.default, _getter("H"))),
 ):
     for _op in _ops:
         pack.add(_op, _matrix(_name, _conjugate))

@@ -1,0 +1,13 @@
+"""After every test the level stack must be empty, whatever the test did."""
+
+import pytest
+import torch
+
+from vmap_core._level import current_levels
+
+
+@pytest.fixture(autouse=True)
+def clean_stack():
+    torch.manual_seed(0)
+    yield
+    assert current_levels() == []

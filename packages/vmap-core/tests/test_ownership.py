@@ -1,0 +1,145 @@
+"""In-place operations: tensors made inside are promoted with their views, tensors from outside are refused."""
+
+import pytest
+import torch
+
+from vmap_core import InplaceError, vmap
+
+X = torch.arange(12.0).reshape(3, 4) + 1
+
+
+def check(function, *args):
+    """Compare with the Python loop."""
+    expected = torch.stack([function(*row) for row in zip(*args, strict=True)])
+    assert torch.equal(vmap(function)(*args), expected)
+
+
+def test_write_to_a_new_tensor():
+    def f(x):
+        out = torch.zeros(4)
+        for i in range(4):
+            out[i] = x[i] * i
+        return out
+
+    check(f, X)
+
+
+def test_views_made_before_the_write_follow():
+    def f(x):
+        out = torch.zeros(2, 4)
+        row, column = out[0], out.t()[1]
+        flat = out.view(-1)
+        row.copy_(x)
+        column.add_(x[:2])
+        flat[-1] += x.sum()
+        return torch.cat([out.reshape(-1), row, column, flat])
+
+    check(f, X)
+
+
+def test_write_through_an_unbatched_view_of_a_view():
+    def f(x):
+        out = torch.zeros(2, 3, 4)
+        out[0][1].add_(x)
+        out.transpose(0, 2)[0] += 1
+        return out
+
+    check(f, X)
+
+
+def test_results_of_shared_tensors_are_owned():
+    w = torch.ones(4)
+
+    def f(x):
+        y = w * 2
+        y += x
+        z = w.clone()
+        z[0] = x[1]
+        return y + z
+
+    check(f, X)
+    assert torch.equal(w, torch.ones(4))
+
+
+def test_batched_writes_go_through_to_the_input():
+    x = X.clone()
+    vmap(lambda row: row.mul_(2)[1:].zero_())(x)
+    assert torch.equal(x[:, 0], X[:, 0] * 2) and not x[:, 1:].any()
+
+
+def test_inplace_returns_self():
+    def f(x):
+        y = x.clone()
+        assert y.add_(1) is y and y.t_() is y and y.unsqueeze_(0) is y and y.squeeze_() is y
+        assert torch.add(x, x, out=y) is y
+        y += x
+        return y
+
+    check(f, X)
+
+
+def test_out_arguments():
+    def f(x):
+        out = torch.empty(4)
+        values, indices = torch.empty(()), torch.empty((), dtype=torch.long)
+        torch.max(x, 0, out=(values, indices))
+        return torch.mul(x, 3, out=out) + values + indices
+
+    check(f, X)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda t, x: t.add_(x),
+        lambda t, x: t.__setitem__(0, x[0]),
+        lambda t, x: t[1:].copy_(x[1:]),
+        lambda t, x: torch.add(x, x, out=t),
+        lambda t, x: t.detach().mul_(x),
+        lambda t, x: t.index_put_((torch.tensor([0]),), x[:1]),
+    ],
+)
+def test_a_tensor_from_outside_is_refused(write):
+    plain = torch.zeros(4)
+    with pytest.raises(InplaceError, match="not being vmapped over"):
+        vmap(lambda x: write(plain, x))(X)
+    with pytest.raises(InplaceError, match="from outside the mapped function"):
+        vmap(lambda t, x: write(t, x), in_dims=(None, 0))(plain, X)
+    assert torch.equal(plain, torch.zeros(4))
+
+
+def test_shared_writes_to_a_shared_tensor_are_allowed():
+    plain = torch.zeros(4)
+    vmap(lambda x: plain.add_(1) + x)(X)
+    assert torch.equal(plain, torch.ones(4))  # once: the function runs once
+
+
+def test_nested_levels_promote_both():
+    def f(x):
+        def g(y):
+            out = torch.zeros(2)
+            out[0] = y  # batched at the inner level
+            out[1] = x[0]  # batched at the outer level
+            return out
+
+        return vmap(g)(x)
+
+    expected = torch.stack([torch.stack([torch.stack([y, x[0]]) for y in x]) for x in X])
+    assert torch.equal(vmap(f)(X), expected)
+
+
+def test_an_outer_tensor_is_outside_for_the_inner_level():
+    def f(x):
+        out = torch.zeros(4)
+        vmap(lambda y: out.add_(y))(x)
+        return out
+
+    with pytest.raises(InplaceError):
+        vmap(f)(X)
+
+
+def test_shape_and_dtype_errors_are_pytorchs():
+    with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+        vmap(lambda x: x.clone().add_(torch.ones(2, 4)))(X)
+    with pytest.raises(RuntimeError, match="can't be cast to the desired output type"):
+        vmap(lambda x: torch.zeros(4, dtype=torch.long).add_(x))(X)
