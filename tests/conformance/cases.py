@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
 from vmap_core.testing import Levels, batched, choices, nested_choices, strongest
 
 MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient")
@@ -124,7 +125,7 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         )
         ranks = [t.ndim for t in tensors]
         for mode, levels, sizes in plans(ranks):
-            if mode not in modes or layout and any(dim for dims in levels for dim in dims):
+            if mode not in modes or (layout and any(dim for dims in levels for dim in dims)):
                 continue
             run = function
             if mode == "inplace":

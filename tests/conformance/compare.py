@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
 from vmap_core.testing import difference, empty_difference, loop, mapped, with_gradients
 
 from .cases import Case

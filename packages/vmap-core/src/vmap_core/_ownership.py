@@ -92,7 +92,7 @@ def promote(level: Level, x: Any, op: object) -> None:
     raise InplaceError(
         f"vmap: {op}(self, *extra_args) is not possible because there exists a Tensor `other` in extra_args that has "
         f"more elements than `self`. This happened due to `other` being vmapped over but `self` not being vmapped "
-        f"over in a vmap. Please try to use out-of-place operators instead of {op}. If said operator is being called "
+        f"over at level {level.depth + 1}. Please try to use out-of-place operators instead of {op}. If said operator is being called "
         f"inside the PyTorch framework, please file a bug report instead.\n  At {user_location()}, in vmap of "
         f"{level.name!r}: `self` comes from outside the mapped function, so all samples share it. Instead: write to a "
         f"tensor made inside the function (self.clone()), or map over it with in_dims."

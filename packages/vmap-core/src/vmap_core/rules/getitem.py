@@ -55,6 +55,7 @@ def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
         raise IndexError(f"too many indices for tensor of dimension {x.dim()}")
     missing = x.dim() - used
     view, dim = x, 0
+    mixed = mixes_scalars(parts)
     advanced: list[Any] = []
     for part in parts:
         if part is ...:
@@ -72,6 +73,9 @@ def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
         elif isinstance(part, Tensor):
             if not part.dim() and part.dtype not in (torch.bool, torch.uint8) and _plain_int(part):
                 view = view.select(dim, int(part))
+                continue
+            if not part.dim() and mixed and part.dtype not in (torch.bool, torch.uint8):
+                view = aten.index.Tensor(view, [None] * dim + [part])  # selects, so it has no place among the others
                 continue
             if part.dtype in (torch.bool, torch.uint8):
                 if not part.dim():
@@ -108,6 +112,23 @@ def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
                 raise IndexError(f"index {number} is out of bounds for dimension {dim} with size {size}")
             view = view.select(dim, number)
     return view, advanced
+
+
+def mixes_scalars(parts: tuple[Any, ...]) -> bool:
+    """Tell whether a batched 0-d index stands beside index tensors with dims.
+
+    PyTorch takes a 0-d integer tensor for a number: it selects, and does not count when the index tensors are looked
+    at for being adjacent.
+    """
+    tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype not in (torch.bool, torch.uint8)]
+    scalars = [p for p in tensors if not p.dim() and not _plain_int(p)]
+    return bool(scalars) and (
+        len(tensors) > len(scalars) or any(isinstance(p, list | range) or _is_mask(p) for p in parts)
+    )
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)
 
 
 def _dims_used(part: Any) -> int:
@@ -187,6 +208,9 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
         if mask is not None:
             _write_mask(x, mask, value)
             return
+        if mixes_scalars(parts):
+            _write_places(x, index, value)
+            return
         view, advanced = parse(x, index)
         if not isinstance(value, Tensor):
             value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device) if advanced else value
@@ -201,6 +225,13 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
             view.copy_(value)
         else:
             view.fill_(value)
+
+
+def _write_places(x: Any, index: Any, value: Any) -> None:
+    """Write where the index expression, applied to the places themselves, says."""
+    places = torch.arange(x.numel(), device=x.device).reshape(x.shape)[index]
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(places.shape)
+    x.copy_(x.reshape(-1).scatter(0, places.reshape(-1), value.reshape(-1)).reshape(x.shape))
 
 
 def _batched_mask(parts: tuple[Any, ...], x: Any) -> Any:
