@@ -195,11 +195,13 @@ def _rowwise(op: Any) -> Any:
         index = index.reshape(index.shape[0], index.shape[1:].numel())
         n = x.shape[d]
         offset = torch.arange(x.shape[0], device=index.device)[:, None] * n
-        if op is not aten.index_add.default:
+        if op in (aten.index_fill.int_Scalar, aten.index_fill.int_Tensor):  # the others take no negative ones
             index = torch.where(index < 0, index + n, index)
+        # an index out of range must not reach the rows of another sample: send it out of range of them all
+        rows = torch.where((index >= 0) & (index < n), index + offset, x.shape[0] * n)
         flat = _flat_rows(x, d)
         rest = [_flat_rows(r, d) if isinstance(r, torch.Tensor) and r.ndim > 1 else r for r in rest]
-        out = op(flat, 0, (index + offset).reshape(-1), *rest, **kwargs)
+        out = op(flat, 0, rows.reshape(-1).to(index.dtype), *rest, **kwargs)
         out = out.reshape(x.shape[0], n, *out.shape[1:]).movedim(1, d)
         return (out if rank else out.squeeze(1)), 0
 
@@ -284,7 +286,8 @@ def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq
     if scale_grad_by_freq:
         raise RuntimeError("vmap: embedding with scale_grad_by_freq=True counts indices over the batch; use False")
     samples = torch.arange(weight.shape[0], device=weight.device).reshape(-1, *(1,) * (indices.ndim - 1))
-    out = aten.index.Tensor(weight, [samples, indices])
+    places = torch.where(indices < 0, weight.shape[1], indices)  # unlike an index, a token cannot be negative
+    out = aten.index.Tensor(weight, [samples, places])
     if padding_idx >= 0:  # rows at the padding index get no gradient
         out = torch.where((indices == padding_idx).unsqueeze(-1), out.detach(), out)
     return out, 0
