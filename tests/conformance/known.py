@@ -47,6 +47,10 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "native_batch_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.ctc_loss": ({"fallback"}, "the kernel reads its lengths on the CPU"),
+    "nn.functional.embedding": (
+        {"error"},
+        "max_norm writes to the weight that samples share; scale_grad_by_freq counts",
+    ),
     "nn.functional.embedding_bag": ({"fallback"}, "bags of other lengths in every sample: no batched algorithm yet"),
     "nn.functional.gaussian_nll_loss": ({"error"}, "PyTorch's own code asks whether the batched variance is negative"),
     "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from . import _dispatch, _inplace, _ownership
+from ._custom import registered_rule
 from ._tensor import BatchedTensor
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def for_overload(
 
     if op._schema.is_mutable:
         return _inplace.plan(level, func, op, arrange)
-    rule = level.table.rule(op) or default_rule(op)
+    rule = level.table.rule(op) or default_rule(op) or registered_rule(op)
     return None if rule is None else from_rule(rule, func, op, arrange, args)
 
 

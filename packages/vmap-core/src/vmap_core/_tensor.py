@@ -229,7 +229,7 @@ def _method(func: Any, name: str) -> Callable[..., Any]:
     def method(self: BatchedTensor, *args: Any, **kwargs: Any) -> Any:
         return _dispatch.dispatch(func, (self, *args), kwargs)
 
-    method.__name__, method.__doc__ = name, getattr(func, "__doc__", None)
+    method.__name__, method.__doc__ = name, f"See torch.Tensor.{name}."
     return method
 
 

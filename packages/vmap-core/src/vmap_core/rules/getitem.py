@@ -215,7 +215,6 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
         if not isinstance(value, Tensor):
             value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device) if advanced else value
         if advanced:
-            value = value.to(x.dtype)
             if value.dim() > view.dim():
                 value = value.squeeze(tuple(range(value.dim() - view.dim())))
             aten.index_put_.default(view, advanced, value)

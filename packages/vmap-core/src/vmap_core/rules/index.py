@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
-from .._errors import DataDependentError, user_location
+from .._errors import DataDependentError, UnsupportedError, user_location
 from .._ownership import same_storage
 from .._read import every_sample
 from .._registry import RulePack
@@ -284,7 +284,10 @@ def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq
         return aten.embedding.default(weight, indices, padding_idx, False, sparse), i_bdim
     weight, indices = ensure_bdim(weight, w_bdim, info.batch_size), ensure_bdim(indices, i_bdim, info.batch_size)
     if scale_grad_by_freq:
-        raise RuntimeError("vmap: embedding with scale_grad_by_freq=True counts indices over the batch; use False")
+        raise UnsupportedError(
+            f"vmap: embedding with scale_grad_by_freq=True and what is mapped would count indices over the whole batch, "
+            f"at {user_location()}. Instead: scale_grad_by_freq=False."
+        )
     samples = torch.arange(weight.shape[0], device=weight.device).reshape(-1, *(1,) * (indices.ndim - 1))
     places = torch.where(indices < 0, weight.shape[1], indices)  # unlike an index, a token cannot be negative
     out = aten.index.Tensor(weight, [samples, places])

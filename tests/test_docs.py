@@ -1,0 +1,33 @@
+"""Every example in a docstring and every Python block of the README and docs/ runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import vmap_core
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = ["vmap_core", *(m.name for m in pkgutil.walk_packages(vmap_core.__path__, "vmap_core."))]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("packages/*/README.md")])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages(page):
+    scope = {}
+    for block in blocks(page):
+        exec(compile(block, page.name, "exec"), scope)

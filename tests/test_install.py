@@ -1,0 +1,134 @@
+"""Real wheels in clean environments: each combination of packs, and one from outside this repository.
+
+The environments see the torch that is installed here through a path file, so nothing is downloaded.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMBERS = sorted([*ROOT.glob("packages/*"), *ROOT.glob("plugins/*")])
+ACME = ROOT / "tests/third_party/acme-vmap"
+
+pytestmark = pytest.mark.wheels
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """Wheels of all members and of the third party's pack, by distribution."""
+    out = tmp_path_factory.mktemp("wheels")
+    for project in [*MEMBERS, ACME]:
+        subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)], cwd=project, check=True,
+                       capture_output=True)  # fmt: skip
+    return {w.name.partition("-")[0].replace("_", "-"): w for w in out.glob("*.whl")}
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """Links to everything installed here but the members: torch and what it needs."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "vmap" not in entry.name and not entry.name.endswith(".pth"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path, wheels, libraries):
+    """Make an environment with the wheels of some distributions; return a function that runs code in it."""
+
+    def make(*names):
+        venv.create(tmp_path / "env", with_pip=False)
+        site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+        install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps", "--no-index",
+                   "--target", str(site), *(str(wheels[n]) for n in names)]  # fmt: skip
+        subprocess.run(install, check=True, capture_output=True)
+        (site / "libraries.pth").write_text(str(libraries))
+
+        def run(code, **variables):
+            clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VMAP_PACKS")}
+            done = subprocess.run([str(tmp_path / "env/bin/python"), "-c", code], capture_output=True, text=True,
+                                  env={**clean, **variables}, cwd=tmp_path)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout.splitlines()[-1])
+
+        run.site = site
+        return run
+
+    return make
+
+
+PACKS = "import json, vmap_core; print(json.dumps({p.name: [p.distribution, p.version, repr(p.error)] for p in vmap_core.packs()}))"
+DOT = "import json, torch, vmap_core; print(json.dumps(vmap_core.vmap(torch.dot)(torch.ones(3, 2), torch.ones(3, 2)).tolist()))"
+
+
+def test_core_alone(environment):
+    run = environment("vmap-core")
+    assert run(PACKS) == {"core": ["vmap-core", "0.1.0", "None"]}
+    assert run(DOT) == [2.0, 2.0, 2.0]
+
+
+def test_core_and_nn(environment):
+    run = environment("vmap-core", "vmap-nn")
+    assert set(run(PACKS)) == {"core", "nn"}
+    assert set(run(PACKS, VMAP_PACKS="")) == {"core"}
+    assert run(DOT) == [2.0, 2.0, 2.0]
+
+
+def test_all_packs_and_the_choice_of_some(environment):
+    run = environment(*(m.name for m in MEMBERS))
+    assert set(run(PACKS)) == {"core", "autograd", "cuda", "linalg", "nn"}
+    assert set(run(PACKS, VMAP_PACKS="nn,linalg")) == {"core", "nn", "linalg"}
+
+
+MAP_ACME = """
+import json, torch, warnings, vmap_core, acme_vmap
+warnings.simplefilter("error")
+x, norms = torch.randn(5, 3, 4), torch.rand(5)
+expected = torch.stack([acme_vmap.clip_rows(a, n) for a, n in zip(x, norms)])
+torch.testing.assert_close(vmap_core.vmap(acme_vmap.clip_rows)(x, norms), expected)
+one = torch.tensor(0.5)
+expected = torch.stack([torch.ops.acme.clip_rows(a, one) for a in x])
+torch.testing.assert_close(vmap_core.vmap(lambda a: torch.ops.acme.clip_rows(a, one))(x), expected)
+print(json.dumps([p.version for p in vmap_core.packs() if p.name == "acme"]))
+"""
+
+
+def test_a_third_partys_operator(environment):
+    assert environment("vmap-core", "acme-vmap")(MAP_ACME) == ["1.2.3"]
+
+
+def test_a_broken_pack_is_named_and_the_others_work(environment):
+    run = environment("vmap-core", "vmap-nn", "acme-vmap")
+    (run.site / "acme_vmap/__init__.py").write_text("import a_module_that_is_not_there")
+    packs = run(PACKS)
+    assert "a_module_that_is_not_there" in packs["acme"][2] and packs["nn"][2] == "None"
+    assert run(DOT) == [2.0, 2.0, 2.0]
+
+
+CONFLICT = """
+import json, torch, vmap_core
+try:
+    vmap_core.vmap(torch.sin)(torch.ones(2))
+except vmap_core.PackConflictError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_two_packs_with_one_operator_conflict(environment):
+    run = environment("vmap-core", "vmap-nn", "acme-vmap")
+    (run.site / "acme_vmap/__init__.py").write_text(
+        "import torch\nfrom vmap_core.extend import RulePack, hookimpl\npack = RulePack('acme')\n"
+        "pack.rule(torch.ops.aten.convolution.default)(lambda info, in_dims, *args: None)\n"
+        "@hookimpl\ndef vmap_rules():\n    return [pack]\n"
+    )
+    message = run(CONFLICT)
+    assert "'acme'" in message and "nn.convolution" in message and "aten.convolution" in message
+    assert "convolution" not in json.dumps(run(PACKS, VMAP_PACKS="nn"))

@@ -1,0 +1,64 @@
+"""The members of the workspace agree with each other; the folders say what they are."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMBERS = sorted([*ROOT.glob("packages/*"), *ROOT.glob("plugins/*")])
+PLUGINS = sorted(ROOT.glob("plugins/*"))
+
+
+def project(member):
+    return tomllib.loads((member / "pyproject.toml").read_text())["project"]
+
+
+CORE = project(ROOT / "packages/vmap-core")
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_member_is_complete(member):
+    about = project(member)
+    module = member / "src" / member.name.replace("-", "_")
+    assert about["name"] == member.name and about["requires-python"] == ">=3.11"
+    for path in (module / "__init__.py", module / "py.typed", member / "README.md", member / "LICENSE"):
+        assert path.exists(), path
+    assert (member / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda m: m.name)
+def test_plugin_fits_the_core(plugin):
+    about, stem = project(plugin), plugin.name.removeprefix("vmap-")
+    minor = ".".join(CORE["version"].split(".")[:2])
+    assert about["dependencies"] == [f"vmap-core~={minor}.0"]
+    assert about["entry-points"]["vmap.rules"] == {stem: f"vmap_{stem}"}
+    assert CORE["optional-dependencies"][stem] == [f"{plugin.name}~={'.'.join(about['version'].split('.')[:2])}.0"]
+
+
+def test_the_extra_all_names_every_plugin():
+    names = ",".join(p.name.removeprefix("vmap-") for p in PLUGINS)
+    (everything,) = CORE["optional-dependencies"]["all"]
+    assert sorted(everything.removeprefix("vmap-core[").removesuffix("]").split(",")) == sorted(names.split(","))
+
+
+def test_core_needs_torch_and_pluggy_only():
+    assert sorted(d.split(">")[0] for d in CORE["dependencies"]) == ["pluggy", "torch"]
+
+
+def test_core_never_imports_a_plugin():
+    stems = [p.name.replace("-", "_") for p in PLUGINS]
+    for source in (ROOT / "packages").rglob("src/**/*.py"):
+        text = source.read_text()
+        assert not any(f"import {s}" in text or f"from {s}" in text for s in stems), source
+
+
+def test_plugins_use_the_public_api_only():
+    for source in (ROOT / "plugins").rglob("src/**/*.py"):
+        assert "vmap_core._" not in source.read_text(), source
+
+
+@pytest.mark.parametrize("folder", ["packages", "plugins"])
+def test_no_file_collects_every_concern(folder):
+    long = {p: n for p in (ROOT / folder).rglob("src/**/*.py") if (n := len(p.read_text().splitlines())) > 420}
+    assert not long
