@@ -52,6 +52,8 @@ def check_rule(
         Exception: what the mapped operator raised, with a note that says the same.
 
     Example:
+        >>> import torch
+        >>> from vmap_core.testing import check_rule
         >>> check_rule(torch.dot, torch.randn(3), torch.randn(3)) > 0
         True
     """
