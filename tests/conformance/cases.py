@@ -27,6 +27,7 @@ class Case:
         sizes: the batch size of each level.
         strength: how the samples of the batch differ (see `vmap_core.testing.rows`).
         label: what to print of it.
+        writes: the function writes to the memory of its first tensor.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Case:
     sizes: tuple[int, ...]
     strength: str
     label: str
+    writes: bool = False
 
     def tensors(self) -> list[Tensor]:
         """Return physical tensors."""
@@ -139,7 +141,14 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
                 run = _function(_out(function_of(op)), spec, leaves, places)
             if mode == "gradient" and not (op.supports_autograd and any(t.is_floating_point() for t in tensors)):
                 continue
-            yield Case(mode, run, tensors, levels, sizes, strength, label)
+            writes = mode == "inplace" and not is_view(op.name + "_")
+            yield Case(mode, run, tensors, levels, sizes, strength, label, writes)
+
+
+def is_view(name: str) -> bool:
+    """Tell whether an in-place operator changes no memory, only what its tensor shows: ``unsqueeze_``."""
+    packet = getattr(torch.ops.aten, name, None)
+    return packet is not None and torch.Tag.inplace_view in getattr(packet, packet.overloads()[0]).tags
 
 
 def plans(ranks: list[int]) -> Iterator[tuple[str, Levels, tuple[int, ...]]]:

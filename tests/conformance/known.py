@@ -1,6 +1,6 @@
 """Operators that are not clean in every mode, and why. The sweep fails on anything else.
 
-An entry is ``name: (verdicts it may have, reason)``. Nothing may ever differ from the loop without being named here, and
+An entry is ``name: (verdicts it may have, reason)``; a verdict of one mode only is ``"mode:verdict"``. Nothing may ever differ from the loop without being named here, and
 what is named as differing says which of the two is right.
 """
 
@@ -22,7 +22,7 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "allclose": ({"error"}, READ),
     "argwhere": ({"error"}, DYNAMIC),
     "as_strided_scatter": (
-        {"differs"},
+        {"gradient:differs"},
         "PyTorch's backward gives the overwritten elements of self a gradient, and reads "
         "a gradient that is a view at the wrong offset; ours gives the derivative",
     ),
@@ -30,11 +30,11 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "cov": ({"error"}, "PyTorch's own code asks whether the batched weights are positive"),
     "equal": ({"error"}, READ),
     "fft.ihfft2": (
-        {"differs"},
+        {"out:differs"},
         "PyTorch writes something else to out= than it returns (dim=0); ours writes the result",
     ),
     "fft.ihfftn": (
-        {"differs"},
+        {"out:differs"},
         "PyTorch writes something else to out= than it returns (dim=0); ours writes the result",
     ),
     "hash_tensor": ({"fallback"}, "a checksum of bits: the kernel has no batch dim"),

@@ -111,6 +111,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
     """
     schema = getattr(op, "_schema", None)
     mutable = schema is not None and schema.is_mutable
+    returns_self = schema is not None and mutable and all(r.alias_info is not None for r in schema.returns)
     if schema is not None and not mutable and any(r.alias_info is not None for r in schema.returns):
         raise UnsupportedError(
             f"vmap: {op} returns a view and has no batching rule; a loop could only return copies. "
@@ -126,7 +127,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
         return out, [None] * len(out) if isinstance(out, list | tuple) else None
     if level.batch_size == 0:
         with rewinding((*args, *kwargs.values())) as rewind:
-            out = _empty(op, in_dims, kw_dims, args, kwargs, mutable)
+            out = (None, None) if returns_self else _empty(op, in_dims, kw_dims, args, kwargs)
             if random:
                 rewind()
         return out
@@ -139,7 +140,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
             row = [_sample(a, d, i) for a, d in zip(args, in_dims, strict=False)]
             row_kwargs = {k: _sample(v, kw_dims.get(k), i) for k, v in kwargs.items()}
             rows.append(op(*row, **row_kwargs))
-    if mutable and (schema is None or not schema.returns or schema.returns[0].alias_info is not None):
+    if returns_self:
         return None, None
     return _stack(rows)
 
@@ -172,18 +173,15 @@ def _any_dim(in_dims: Any) -> bool:
     return any(_any_dim(d) if isinstance(d, list | tuple | dict) else d is not None for d in in_dims)
 
 
-def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any, mutable: bool) -> tuple[Any, Any]:
+def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """No samples: the shapes of the results come from one run on fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    if mutable:
-        return None, None
 
     def blank(value: Any, bdim: Any) -> Any:
         if isinstance(bdim, list):
             return [blank(v, d) for v, d in zip(value, bdim, strict=True)]
         if bdim is None:
-            return value
+            return value.clone() if isinstance(value, Tensor) else value  # the operator may write to it
         shape = list(value.shape)
         del shape[bdim]
         return torch.zeros(shape, dtype=value.dtype, device=value.device)
