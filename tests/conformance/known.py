@@ -26,6 +26,7 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         "PyTorch's backward gives the overwritten elements of self a gradient, and reads "
         "a gradient that is a view at the wrong offset; ours gives the derivative",
     ),
+    "bincount": ({"sizes:differs"}, "its length is the greatest value plus one, which an empty batch does not have"),
     "bool": ({"error"}, READ),
     "cov": ({"error"}, "PyTorch's own code asks whether the batched weights are positive"),
     "equal": ({"error"}, READ),
@@ -44,7 +45,15 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "item": ({"error"}, READ),
     "masked_select": ({"error"}, DYNAMIC + " (an unbatched mask works)"),
     "max_pool2d_with_indices_backward": ({"error"}, "the decomposition does not take an empty batch"),
-    "native_batch_norm": ({"error"}, "updates running statistics that the samples share"),
+    "clamp": (
+        {"gradient:error"},
+        "PyTorch's own backward fails when a bound has more dims than the tensor and all three require grad",
+    ),
+    "native_batch_norm": (
+        {"error", "sizes:differs", "out:differs"},
+        "updates running statistics that the samples share; in evaluation mode an empty batch saves statistics, "
+        "which one sample does not",
+    ),
     "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.ctc_loss": ({"fallback"}, "the kernel reads its lengths on the CPU"),
     "nn.functional.embedding": (
@@ -62,7 +71,10 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "nn.functional.one_hot": ({"error"}, "without num_classes an empty batch has no number of classes"),
     "nn.functional.rrelu": ({"fallback"}, "the in-place form writes its noise too"),
     "nonzero": ({"error"}, DYNAMIC),
-    "resize_": ({"fallback", "error"}, "leaves values undefined; a loop serves it"),
+    "resize_": (
+        {"fallback", "error", "inplace:differs"},
+        "leaves values undefined; a loop serves it. The tensor shows the new shape, the mapped input keeps its own",
+    ),
     "resize_as_": ({"fallback", "error"}, "leaves values undefined; a loop serves it"),
     "sparse.mm.reduce": ({"fallback"}, SPARSE),
     "sparse.sampled_addmm": ({"fallback", "error"}, SPARSE),
