@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,26 +137,27 @@ def work(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """Run all entries in child processes; one that dies costs one entry."""
     names = sorted({full_name(op) for op in entries(options.ops)})
-    shares = [names[k :: options.jobs] for k in range(options.jobs)]
+    shares = [names[k :: 4 * options.jobs] for k in range(4 * options.jobs)]
     results: dict[str, Any] = {}
-    running: list[tuple[Any, list[str]]] = [(_start(options, share), share) for share in shares if share]
-    while running:
-        child, share = running.pop(0)
-        current, done = None, set()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for part in pool.map(lambda share: _run_share(options, share), shares):
+            results |= part
+    return results
+
+
+def _run_share(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    while rest := [name for name in names if name not in results]:
+        child, current = _start(options, rest), rest[0]
         for line in child.stdout:
             message = json.loads(line) if line.startswith("{") else {}
             current = message.get("start", current)
             if "name" in message:
                 results[message["name"]] = message["result"]
-                done.add(message["name"])
         child.wait()
-        rest = [n for n in share if n not in done]
-        if rest:
-            crashed = current if current in rest else rest[0]
-            results[crashed] = {"forward": {"verdict": "error", "detail": "the process died", "cases": 1, "bad": 1}}
-            rest.remove(crashed)
-            if rest:
-                running.append((_start(options, rest), rest))
+        if len(results) < len(names):
+            detail = f"the process died ({child.returncode})"
+            results[current] = {"forward": {"verdict": "error", "detail": detail, "cases": 1, "bad": 1}}
     return results
 
 

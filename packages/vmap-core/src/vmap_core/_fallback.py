@@ -196,6 +196,8 @@ def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any) -> tuple
 
     def none_of(o: Any) -> Any:
         if isinstance(o, Tensor):
+            if o.layout != torch.strided:
+                raise UnsupportedError(f"vmap: {op} on an empty batch gives no sparse result, at {user_location()}")
             return torch.empty((0, *o.shape), dtype=o.dtype, device=o.device)
         return o
 

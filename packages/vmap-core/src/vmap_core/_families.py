@@ -83,21 +83,27 @@ def reduction(op: OpOverload) -> RuleFunction:
     dim_at = names.index("dim")
     keep_at = names.index("keepdim") if "keepdim" in names else None
     takes_list = "List" in str(op._schema.arguments[dim_at].type)
+    emit = emitter(op)
 
     def reduction(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
         rank = x.ndim - 1
+        if len(args) == dim_at == 1 and type(args[0]) is int and rank and -rank <= args[0] < rank and not kwargs:
+            d = args[0] % rank
+            return (emit(x, d + 1), bdim) if d >= bdim else (emit(x, d), bdim - 1)
         given = [x, *args]
         given += [a.default_value for a in op._schema.arguments[len(given) : dim_at + 1]]
         dim = given[dim_at]
         if takes_list and isinstance(dim, list | tuple) and not len(dim):
             dim = None
-        keepdim = keep_at is not None and len(given) > keep_at and given[keep_at]
+        keepdim = given[keep_at] if keep_at is not None and len(given) > keep_at else kwargs.get("keepdim", False)
         if not rank:  # a sample's scalar: PyTorch lets it be reduced over dim 0 or -1
             if dim is not None:
                 physical_dims(dim, 0, None)
             given[0], dims = x.unsqueeze(-1), [1]
-            if keepdim:
+            if keepdim and "keepdim" in kwargs:
+                kwargs = {**kwargs, "keepdim": False}
+            elif keepdim:
                 given[keep_at] = False  # type: ignore[index]
         else:
             dims = physical_dims(dim, rank, bdim)
