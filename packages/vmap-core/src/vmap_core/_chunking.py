@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from . import _tree
 
@@ -30,14 +31,16 @@ def run_in_chunks(
         leaves: the flat inputs.
         dims: their batch dims.
         out_dims: as given to vmap. An output with None does not depend on the sample: the first chunk's is returned.
-        randomness: under ``"same"`` every chunk starts from the same state of the default generators.
+        randomness: under ``"same"`` every chunk starts from the same state of the generators.
     """
     starts = range(0, size, chunk_size) if size else [0]
     outputs: list[list[Any]] = []
     spec: Any = None
-    with _rewound(randomness == "same") as rewind:
+    generators = _Generators() if randomness == "same" and len(starts) > 1 else None
+    with generators or contextlib.nullcontext():
         for start in starts:
-            rewind()
+            if generators is not None:
+                generators.rewind()
             length = min(chunk_size, size - start)
             chunk = [leaf if d is None else leaf.narrow(d, start, length) for leaf, d in zip(leaves, dims, strict=True)]
             flat: list[Any] = []
@@ -54,21 +57,23 @@ def run_in_chunks(
     return _tree.unflatten(spec, iter(joined))
 
 
-@contextlib.contextmanager
-def _rewound(wanted: bool) -> Iterator[Callable[[], None]]:
-    """Give a function that, from its second call on, puts the default generators back to where they were."""
-    if not wanted:
-        yield lambda: None
-        return
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    state: list[Any] = []
+class _Generators(TorchFunctionMode):
+    """Notes where the generators stand: the default ones now, those given to a call when it comes by."""
 
-    def rewind() -> None:
-        if not state:
-            state.extend([torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else None])
-            return
-        torch.set_rng_state(state[0])
-        if cuda:
-            torch.cuda.set_rng_state_all(state[1])
+    def __init__(self) -> None:
+        super().__init__()
+        found = [torch.default_generator]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            found += torch.cuda.default_generators
+        self.states = {g: g.get_state() for g in found}
 
-    yield rewind
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for a in (*args, *kwargs.values()):
+            if isinstance(a, torch.Generator) and a not in self.states:
+                self.states[a] = a.get_state()
+        return func(*args, **kwargs)
+
+    def rewind(self) -> None:
+        for generator, state in self.states.items():
+            generator.set_state(state)

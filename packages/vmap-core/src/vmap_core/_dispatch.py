@@ -172,8 +172,13 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kwargs = {k: revive(v) for k, v in kwargs.items()}
     if not dead:
         return emitter(func)(*args, **kwargs)
-    raise EscapedTensorError(
-        f"vmap: a tensor of the {dead[0]._level!r} was used at {user_location()}, where that level is not active: "
+    raise escaped(dead[0])
+
+
+def escaped(x: BatchedTensor) -> EscapedTensorError:
+    """Make the error for a batched tensor whose level is not active here."""
+    return EscapedTensorError(
+        f"vmap: a tensor of the {x._level!r} was used at {user_location()}, where that level is not active: "
         f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
         f"(see https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
     )

@@ -1,7 +1,9 @@
 """Errors and warnings of vmap. Classes derive from what torch.func.vmap raises in the same situation."""
 
+import functools
 import sys
 from types import FrameType
+from typing import Any
 
 
 class VmapError(RuntimeError):
@@ -68,3 +70,12 @@ def user_location() -> str:
     """Return ``file:line`` of the user's code, or ``"an unknown place"``."""
     frame = user_frame()
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "an unknown place"
+
+
+def function_name(func: Any) -> str:
+    """Return what messages call a function."""
+    if hasattr(func, "__name__"):
+        return str(func.__name__)
+    if isinstance(func, functools.partial):
+        return f"functools.partial({function_name(func.func)}, ...)"
+    return repr(func)

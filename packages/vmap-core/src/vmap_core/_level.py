@@ -9,7 +9,7 @@ from torch._C import _push_on_torch_function_stack as push_level
 from torch.overrides import TorchFunctionMode
 
 from . import _dispatch
-from ._errors import RandomnessError, user_location
+from ._errors import RandomnessError, function_name, user_location
 
 if TYPE_CHECKING:
     from ._registry import Table
@@ -43,20 +43,25 @@ class Level(_Blank, TorchFunctionMode):
         randomness: ``"error"``, ``"same"`` or ``"different"``.
         table: the rules in force.
         plans: the table's plans, one lookup closer.
-        name: how messages call this level (the name of the mapped function).
+        func: the mapped function, or the level's name.
         depth: number of modes outside this one.
         active: False once the vmap has returned.
     """
 
-    def __init__(self, batch_size: int, randomness: Randomness, table: "Table", name: str = "vmap") -> None:
-        """Make a level; it becomes active when it is pushed."""
+    def __init__(self, batch_size: int, randomness: Randomness, table: "Table", func: Any = "vmap") -> None:
+        """Make a level, for a mapped function or its name; it becomes active when it is pushed."""
         self.batch_size = batch_size
         self.randomness = randomness
         self.table = table
         self.plans = table.plans
-        self.name = name
+        self.func = func
         self.active = True
         self.depth = _len_torch_function_stack()
+
+    @property
+    def name(self) -> str:
+        """What messages call this level; made when asked for, since the repr of a module takes long."""
+        return self.func if isinstance(self.func, str) else function_name(self.func)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

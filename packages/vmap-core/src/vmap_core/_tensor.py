@@ -284,7 +284,7 @@ _NOT_GENERATED = {
     "__reduce__", "__str__", "__doc__", "__module__", "__torch_dispatch__", "__dlpack__", "__dlpack_device__",
     "__cuda_array_interface__", "__slots__", "__annotations__", "__array_priority__", "__abstractmethods__",
     "_make_subclass", "_make_wrapper_subclass", "_make_dtensor", "as_subclass", "__rtruediv__", "__rdiv__",
-    "__class_getitem__", "_is_param",
+    "__class_getitem__", "_is_param", "_reduce_ex_internal",
 }  # fmt: skip
 
 

@@ -6,14 +6,20 @@ Errors about arguments have the classes and texts of ``torch.func.vmap``, since 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+import operator
+from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
+from torch._C import _len_torch_function_stack
 from torch.utils._pytree import tree_flatten
 
 from . import _tree
 from ._chunking import run_in_chunks
+from ._dispatch import escaped
+from ._errors import function_name
 from ._level import Level, Randomness, pop_level, push_level
 from ._packs import current_table
 from ._tensor import BatchedTensor
@@ -45,7 +51,7 @@ def vmap(
         randomness: what a random operation does: ``"error"``, ``"different"`` (one draw of the batched shape) or
             ``"same"`` (one draw of the sample's shape, shared by all samples).
         chunk_size: map this many samples at a time, to bound memory. Under ``randomness="different"`` each chunk makes
-            its own draws, so the numbers are not those of an unchunked call.
+            its own draws, so the numbers are not those of an unchunked call; under ``"same"`` all chunks share theirs.
         axis_size: the number of samples, for a function without mapped inputs.
         kw_in_dims: in_dims for keyword arguments, by name.
 
@@ -70,56 +76,65 @@ def vmap(
         raise RuntimeError(f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}")
     if not (chunk_size is None or chunk_size > 0):
         raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
-    simple = type(in_dims) is int and type(out_dims) is int and chunk_size is axis_size is kw_in_dims is None
-    name = _name(func)
+    if axis_size is not None and (axis_size := operator.index(axis_size)) < 0:
+        raise ValueError(f"vmap: axis_size should be None or at least 0. (got {axis_size})")
+    if kw_in_dims is not None and not isinstance(kw_in_dims, dict):
+        raise ValueError(f"vmap: kw_in_dims should be None or a dict of in_dims by name. (got {kw_in_dims})")
+    simple = type(out_dims) is int and chunk_size is axis_size is kw_in_dims is None
+    flat_dims: Any = itertools.repeat(in_dims) if type(in_dims) is int else in_dims
+    arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None
+    simple = simple and (type(in_dims) is int or arity is not None)
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if simple and args:
-            size = _common_size(args, in_dims)
+        if simple and args and (arity is None or arity == len(args)):
+            size = _common_size(args, flat_dims)
             if size is not None:
-                level = Level(size, randomness, current_table(), name)
-                inputs = [BatchedTensor(a, in_dims if in_dims >= 0 else in_dims % a.ndim, level) for a in args]
+                level = Level(size, randomness, current_table(), func)
+                inputs = [
+                    a if d is None else BatchedTensor(a, d if d >= 0 else d % a.ndim, level)
+                    for a, d in zip(args, flat_dims)  # noqa: B905  # flat_dims may repeat for ever
+                ]
                 return _run(func, level, inputs, kwargs, out_dims)
-        return _general(
-            func, name, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs
-        )
+        return _general(func, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs)
 
     return wrapped
 
 
-def _common_size(args: tuple[Any, ...], in_dim: int) -> int | None:
-    """Return the batch size if all arguments are tensors that agree on it; None sends the call the long way."""
+def _common_size(args: tuple[Any, ...], dims: Iterable[int | None]) -> int | None:
+    """Return the batch size if the mapped arguments are tensors that agree on it; None sends the call the long way."""
     size = None
-    for a in args:
+    for a, d in zip(args, dims):  # noqa: B905  # dims may repeat for ever
+        if d is None:
+            continue
         if not isinstance(a, Tensor):
             return None
         shape = a.shape
-        if not -len(shape) <= in_dim < len(shape) or (size is not None and shape[in_dim] != size):
+        if not -len(shape) <= d < len(shape) or (size is not None and shape[d] != size):
             return None
-        size = shape[in_dim]
+        size = shape[d]
     return size
 
 
 def _general(
-    func: Callable[..., Any], name: str, in_dims: Any, out_dims: Any, randomness: Randomness, chunk_size: int | None,
+    func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: Randomness, chunk_size: int | None,
     axis_size: int | None, kw_in_dims: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
-    _check_out_dims(out_dims, name)
-    _check_in_dims(in_dims, name, args, axis_size, kw_in_dims)
+    _check_out_dims(out_dims, func)
+    _check_in_dims(in_dims, func, args, axis_size, kw_in_dims)
     leaves: list[Any] = []
     spec = _tree.flatten(args, leaves)
-    dims = _dims_of_leaves(in_dims, spec, name, args)
-    mapped_kwargs = {k: kwargs[k] for k in kw_in_dims if k in kwargs}
-    kw_spec = _tree.flatten(mapped_kwargs, leaves)
-    if mapped_kwargs:
-        dims += _dims_of_leaves({k: kw_in_dims[k] for k in mapped_kwargs}, kw_spec, name, mapped_kwargs)
-    for i, (leaf, dim) in enumerate(zip(leaves, dims, strict=True)):
-        dims[i] = _checked_dim(leaf, dim, name, in_dims)
+    dims = _dims_of_leaves(func, "in_dims", in_dims, args, spec, leaves)
+    mapped_kwargs = _mapped_kwargs(kw_in_dims, func, kwargs)
+    kw_leaves: list[Any] = []
+    kw_spec = _tree.flatten(mapped_kwargs, kw_leaves)
+    if kw_in_dims:
+        dims += _dims_of_leaves(func, "kw_in_dims", kw_in_dims, mapped_kwargs, kw_spec, kw_leaves)
+        leaves += kw_leaves
     size = _batch_size(leaves, dims, axis_size)
 
     def run(size: int, leaves: list[Any]) -> Any:
-        level = Level(size, randomness, current_table(), name)
+        level = Level(size, randomness, current_table(), func)
         inputs = iter(
             [leaf if d is None else BatchedTensor(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)]
         )
@@ -139,7 +154,9 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
         try:
             out = func(*args, **kwargs)
         finally:
-            pop_level()
+            if (top := pop_level()) is not level:
+                push_level(top)
+                _leave(level)
         if type(out_dims) is int and isinstance(out, Tensor):
             return _unwrap(out, out_dims, level)
         return _unwrap_tree(out, out_dims, level)
@@ -147,9 +164,33 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
         level.active = False
 
 
+def _leave(level: Level) -> None:
+    """Take a level off the stack when a mode of the user's is still above it (``with`` in a suspended generator)."""
+    above = []
+    while _len_torch_function_stack() and (mode := pop_level()) is not level:
+        above.append(mode)
+    for mode in reversed(above):
+        push_level(mode)
+
+
+def _alive(x: Any) -> Any:
+    """Return a value that may be used here: a dead unbatched tensor is worth its value.
+
+    Raises:
+        EscapedTensorError: it is a batched tensor of a vmap that has returned.
+    """
+    while type(x) is BatchedTensor and not x._level.active:
+        if x._bdim is not None:
+            raise escaped(x)
+        x = x._value
+    return x
+
+
 def _unwrap(out: Any, out_dim: int | None, level: Level) -> Any:
     """Return one output as its physical value, the batch dim where it is wanted."""
-    value, bdim = (out._value, out._bdim) if type(out) is BatchedTensor and out._level is level else (out, None)
+    value, bdim = out, None
+    if type(out) is BatchedTensor:
+        value, bdim = (out._value, out._bdim) if out._level is level else (_alive(out), None)
     if out_dim is None:
         if bdim is not None:
             raise ValueError(
@@ -165,7 +206,7 @@ def _unwrap(out: Any, out_dim: int | None, level: Level) -> Any:
         )
     if bdim is None:
         value, bdim = value.expand(level.batch_size, *value.shape), 0
-    return value if bdim == out_dim else value.movedim(bdim, out_dim)
+    return value if bdim == out_dim else value.movedim(bdim, int(out_dim))
 
 
 def _unwrap_tree(out: Any, out_dims: Any, level: Level) -> Any:
@@ -184,67 +225,80 @@ def _unwrap_tree(out: Any, out_dims: Any, level: Level) -> Any:
     return _tree.unflatten(spec, iter([_unwrap(o, d, level) for o, d in zip(leaves, dims, strict=True)]))
 
 
-def _check_out_dims(out_dims: Any, name: str) -> None:
+def _check_out_dims(out_dims: Any, func: Any) -> None:
     leaves: list[Any] = []
     _tree.flatten(out_dims, leaves)
     for leaf in leaves:
         if leaf is not None and not isinstance(leaf, int):
             raise ValueError(
-                f"vmap({name}, ..., out_dims={out_dims}): `out_dims` must be an int, None or a python collection of "
-                f"ints representing where in the outputs the vmapped dimension should appear."
+                f"vmap({function_name(func)}, ..., out_dims={out_dims}): `out_dims` must be an int, None or a python "
+                f"collection of ints representing where in the outputs the vmapped dimension should appear."
             )
 
 
-def _check_in_dims(in_dims: Any, name: str, args: tuple[Any, ...], axis_size: int | None, kw_in_dims: Any) -> None:
+def _check_in_dims(in_dims: Any, func: Any, args: tuple[Any, ...], axis_size: int | None, kw_in_dims: Any) -> None:
     extended = axis_size is not None or kw_in_dims
     if not isinstance(in_dims, int | tuple) and not (in_dims is None and extended):
         raise ValueError(
-            f"vmap({name}, in_dims={in_dims}, ...)(<inputs>): expected `in_dims` to be int or a (potentially nested) "
-            f"tuple matching the structure of inputs, got: {type(in_dims)}."
+            f"vmap({function_name(func)}, in_dims={in_dims}, ...)(<inputs>): expected `in_dims` to be int or a "
+            f"(potentially nested) tuple matching the structure of inputs, got: {type(in_dims)}."
         )
     if not args and not extended:
         raise ValueError(
-            f"vmap({name})(<inputs>): got no inputs. Maybe you forgot to add inputs, or you are trying to vmap over a "
-            f"function with no inputs. The latter is unsupported."
+            f"vmap({function_name(func)})(<inputs>): got no inputs. Maybe you forgot to add inputs, or you are trying "
+            f"to vmap over a function with no inputs. The latter is unsupported."
         )
 
 
-def _dims_of_leaves(in_dims: Any, spec: Any, name: str, args: Any) -> list[Any]:
+def _mapped_kwargs(kw_in_dims: dict[str, Any], func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    missing = [k for k in kw_in_dims if k not in kwargs]
+    if missing:
+        raise ValueError(
+            f"vmap({function_name(func)}, kw_in_dims={kw_in_dims}, ...)(<inputs>): got no keyword argument "
+            f"{', '.join(map(repr, missing))} to map over, only {sorted(kwargs)}."
+        )
+    return {k: kwargs[k] for k in kw_in_dims}
+
+
+def _dims_of_leaves(func: Any, name: str, in_dims: Any, tree: Any, spec: Any, leaves: list[Any]) -> list[int | None]:
+    """Return the in_dim of each leaf, and put live tensors in the place of dead ones.
+
+    Raises:
+        ValueError: the structures do not fit, or a dim is none of its leaf.
+    """
     dims = _tree.broadcast(in_dims, spec)
     if dims is None:
         raise ValueError(
-            f"vmap({name}, in_dims={in_dims}, ...)(<inputs>): in_dims is not compatible with the structure of "
-            f"`inputs`. in_dims has structure {tree_flatten(in_dims)[1]} but inputs has structure "
-            f"{tree_flatten(args)[1]}."
+            f"vmap({function_name(func)}, {name}={in_dims}, ...)(<inputs>): in_dims is not compatible with the "
+            f"structure of `inputs`. in_dims has structure {tree_flatten(in_dims)[1]} but inputs has structure "
+            f"{tree_flatten(tree)[1]}."
         )
+    for i, (leaf, dim) in enumerate(zip(leaves, dims, strict=True)):
+        if dim is not None:
+            leaves[i] = leaf = _alive(leaf)
+            problem = _problem(leaf, dim)
+            if problem is not None:
+                raise ValueError(f"vmap({function_name(func)}, {name}={in_dims}, ...)(<inputs>): {problem}")
+            dims[i] = dim % leaf.dim()
     return dims
 
 
-def _checked_dim(leaf: Any, dim: Any, name: str, in_dims: Any) -> int | None:
-    """Return a leaf's dim, non-negative.
-
-    Raises:
-        ValueError: it is no dim of that leaf.
-    """
-    where = f"vmap({name}, in_dims={in_dims}, ...)(<inputs>): "
-    if dim is None:
-        return None
+def _problem(leaf: Any, dim: Any) -> str | None:
+    """Say why a leaf cannot be mapped over a dim."""
     if not isinstance(dim, int):
-        raise ValueError(
-            f"{where}Got in_dim={dim} for an input but in_dim must be either an integer dimension or None."
-        )
+        return f"Got in_dim={dim} for an input but in_dim must be either an integer dimension or None."
     if not isinstance(leaf, Tensor):
-        raise ValueError(
-            f"{where}Got in_dim={dim} for an input but the input is of type {type(leaf)}. We cannot vmap over "
-            f"non-Tensor arguments, please use None as the respective in_dim"
+        return (
+            f"Got in_dim={dim} for an input but the input is of type {type(leaf)}. We cannot vmap over non-Tensor "
+            f"arguments, please use None as the respective in_dim"
         )
     rank = leaf.dim()
     if dim < -rank or dim >= rank:
-        raise ValueError(
-            f"{where}Got in_dim={dim} for some input, but that input is a Tensor of dimensionality {rank} so expected "
-            f"in_dim to satisfy -{rank} <= in_dim < {rank}."
+        return (
+            f"Got in_dim={dim} for some input, but that input is a Tensor of dimensionality {rank} so expected in_dim "
+            f"to satisfy -{rank} <= in_dim < {rank}."
         )
-    return dim % rank
+    return None
 
 
 def _batch_size(leaves: list[Any], dims: list[Any], axis_size: int | None) -> int:
@@ -259,12 +313,3 @@ def _batch_size(leaves: list[Any], dims: list[Any], axis_size: int | None) -> in
             f"mapped dimension"
         )
     return sizes[0]
-
-
-def _name(func: Any) -> str:
-    """Return what messages call a function."""
-    if hasattr(func, "__name__"):
-        return str(func.__name__)
-    if isinstance(func, functools.partial):
-        return f"functools.partial({_name(func.func)}, ...)"
-    return repr(func)

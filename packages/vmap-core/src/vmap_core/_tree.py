@@ -6,11 +6,19 @@ registered containers PyTorch's registry.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._pytree import SUPPORTED_NODES
+
+from ._tensor import BatchedTensor
+
+_LEAVES = {Tensor, BatchedTensor, Parameter, int, float, bool, str, type(None)}  # some of them: a short way
 
 # A leaf has the spec None; a container (kind, context, children's specs).
 Spec = tuple[Any, Any, list[Any]] | None
@@ -18,6 +26,9 @@ Spec = tuple[Any, Any, list[Any]] | None
 
 def flatten(tree: Any, leaves: list[Any]) -> Spec:
     """Append the leaves of a tree to a list and return its structure."""
+    if type(tree) in _LEAVES:
+        leaves.append(tree)
+        return None
     kind, context, children = _open(tree)
     if children is None:
         leaves.append(tree)
@@ -30,7 +41,8 @@ def unflatten(spec: Spec, leaves: Iterator[Any]) -> Any:
     if spec is None:
         return next(leaves)
     kind, context, children = spec
-    return _CLOSE.get(kind, _close_other)(kind, context, [unflatten(child, leaves) for child in children])
+    made = [next(leaves) if child is None else unflatten(child, leaves) for child in children]
+    return _CLOSE.get(kind, _close_other)(kind, context, made)
 
 
 def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
@@ -46,7 +58,15 @@ def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
     kind, context, children = _open(prefix)
     if children is None:
         return [prefix] * count(spec)
-    if spec is None or kind is not spec[0] or context != spec[1] or len(children) != len(spec[2]):
+    if spec is None or len(children) != len(spec[2]):
+        return None
+    if kind in _DICTS and spec[0] in _DICTS:  # these are compatible, and go by key
+        by_key = dict(zip(_keys(kind, context), children, strict=True))
+        keys = _keys(spec[0], spec[1])
+        if by_key.keys() != set(keys):
+            return None
+        children = [by_key[key] for key in keys]
+    elif kind is not spec[0] or (context != spec[1] and kind is not deque):
         return None
     out: list[Any] = []
     for child, child_spec in zip(children, spec[2], strict=True):
@@ -59,7 +79,7 @@ def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
 
 def count(spec: Spec) -> int:
     """Return the number of leaves of a structure."""
-    return 1 if spec is None else sum(count(child) for child in spec[2])
+    return 1 if spec is None else sum([1 if child is None else count(child) for child in spec[2]])
 
 
 def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
@@ -75,18 +95,35 @@ def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
     if isinstance(tree, tuple) and (hasattr(tree, "_fields") or hasattr(kind, "n_sequence_fields")):
         return kind, None, list(tree)  # a NamedTuple, or a value of torch.return_types
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = [f.name for f in dataclasses.fields(tree)]
+        fields = _Fields(f.name for f in dataclasses.fields(tree) if hasattr(tree, f.name))
+        fields.instance = tree
         return kind, fields, [getattr(tree, name) for name in fields]
     return kind, None, None
+
+
+_DICTS = {dict, OrderedDict, defaultdict}
+
+
+def _keys(kind: Any, context: Any) -> Any:
+    return context[1] if kind is defaultdict else context
+
+
+class _Fields(list[str]):
+    """The fields that a dataclass instance has set, and the instance itself, for what else it holds."""
+
+    instance: Any
 
 
 def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
     if kind in SUPPORTED_NODES:
         return SUPPORTED_NODES[kind].unflatten_fn(children, context)
     if hasattr(kind, "_fields"):
-        return kind(*children)
-    if dataclasses.is_dataclass(kind):
-        new: Any = object.__new__(kind)  # type: ignore[arg-type]  # fields may have init=False, and __post_init__ has run already
+        return kind._make(children)
+    if isinstance(context, _Fields):
+        old = context.instance
+        if all(getattr(old, name) is child for name, child in zip(context, children, strict=True)):
+            return old
+        new = copy.copy(old)
         for name, child in zip(context, children, strict=True):
             object.__setattr__(new, name, child)
         return new
