@@ -74,8 +74,27 @@ def _pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) 
             bdim = x._bdim
             if x._level is level and y._level is level and bdim is not None and bdim == y._bdim and not kwargs:
                 a, b = x._value, y._value
-                if a.ndim == b.ndim:
+                more = a.ndim - b.ndim
+                if not more:
                     return BatchedTensor(emit(a, b), bdim, level)
+                if not bdim and a.dtype == b.dtype:  # ones between the batch dim and the shorter operand's own
+                    if more > 0:
+                        b = b.reshape(b.shape[0], *(1,) * more, *b.shape[1:])
+                    else:
+                        a = a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:])
+                    return BatchedTensor(emit(a, b), 0, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if len(types) == 2 and BatchedTensor in types and (Tensor in types or torch.nn.Parameter in types):
+        first = types[0] is BatchedTensor
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, shared = args if first else args[::-1]
+            if x._level is level and x._bdim == 0 and not kwargs:
+                value = x._value
+                if shared.ndim < value.ndim and shared.dtype == value.dtype:
+                    return BatchedTensor(emit(value, shared) if first else emit(shared, value), 0, level)
             return general(level, args, kwargs)
 
         return plan

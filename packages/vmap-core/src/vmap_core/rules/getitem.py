@@ -187,9 +187,22 @@ def batched_mask_error(shape: Sequence[int]) -> DataDependentError:
     )
 
 
+_BASIC = {int, slice, type(None), type(...)}
+_ALL = slice(None)
+
+
 @pack.logical(torch.Tensor.__getitem__)
 def getitem(info: Any, x: Any, index: Any) -> Any:
     """``x[index]``: a view for a basic index, one gathering operation for an advanced one."""
+    parts = index if type(index) is tuple else (index,)
+    if all(type(p) in _BASIC for p in parts):
+        if type(x) is not BatchedTensor or x._level is not info:
+            return x[index]  # a view of a tensor from outside
+        if x._bdim == 0:
+            try:
+                return BatchedTensor(x._value[(_ALL, *parts)], 0, info)
+            except IndexError:
+                pass  # said again below, in logical dims
     with info.pushed():
         view, advanced = parse(x, index)
         if advanced:
