@@ -52,7 +52,7 @@ class FallbackWarning(UserWarning):
 
 
 # Modules whose frames are never "the user's code"; packs add their own name when they register.
-internal_modules = {"torch", "vmap_core", "contextlib", "functools"}
+internal_modules = {"torch", "vmap_core", "contextlib", "copy", "functools"}
 
 
 def user_frame() -> FrameType | None:

@@ -188,7 +188,7 @@ class BatchedTensor(_Head):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: a BatchedTensor means nothing outside its level."""
-        raise _read.unsupported(self, "pickle or deepcopy", "return it from the mapped function instead")
+        raise _read.unsupported(self, "pickle or copy.copy", "return it from the mapped function")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Clone, for an unbatched or leaf tensor, as Tensor does."""
@@ -202,10 +202,11 @@ _get_stride = operator.methodcaller("stride")
 
 
 def _logical(dim: int, ndim: int) -> int:
-    """Check a dim against the logical rank, with the text of PyTorch's own error."""
-    low = max(ndim, 1)
-    if not -low <= dim < low or not ndim:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-low}, {low - 1}], but got {dim})")
+    """Check a dim against the logical rank, with the texts of PyTorch's own errors."""
+    if not ndim:
+        raise IndexError(f"Dimension specified as {dim} but tensor has no dimensions")
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-ndim}, {ndim - 1}], but got {dim})")
     return dim % ndim
 
 

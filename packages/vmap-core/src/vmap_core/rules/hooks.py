@@ -45,7 +45,7 @@ def register_hook(info: Level, x: Any, hook: Callable[[Any], Any]) -> Any:
         if out is None:
             return None
         (value,), (dim,), _ = unwrap(level, (out,))
-        return ensure_bdim(value, dim, info.batch_size).movedim(dim or 0, bdim)
+        return ensure_bdim(value, dim, info.batch_size).movedim(0, bdim)
 
     return x._value.register_hook(physical)
 

@@ -389,10 +389,9 @@ def _matrix(name: str, conjugate: bool) -> RuleFunction:
     def matrix_transpose(info: Any, in_dims: Any, x: Any) -> Any:
         """(*, n, m) -> (*, m, n), conjugated for mH and H."""
         bdim, rank = in_dims[0], x.ndim - 1
-        if rank < 2 and not (name == "H" and rank == 0):
-            raise RuntimeError(
-                f"tensor.{name} is only supported on matrices or batches of matrices. Got {rank}-D tensor."
-            )
+        if rank == 1:
+            which = "matrices (2-D tensors)" if name == "H" else "matrices or batches of matrices"
+            raise RuntimeError(f"tensor.{name} is only supported on {which}. Got {rank}-D tensor.")
         if name == "H" and rank > 2:
             raise RuntimeError(
                 f"tensor.H is only supported on matrices (2-D tensors). Got {rank}-D tensor. For batches of matrices, "

@@ -1,0 +1,124 @@
+"""chunk_size: the result is that of one piece, and the randomness what its mode says."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vmap_core import vmap
+from vmap_core._level import current_levels
+
+SIZES = [0, 1, 3, 5]
+CHUNKS = [1, 2, 5, 9]
+
+
+@dataclasses.dataclass
+class Data:
+    a: torch.Tensor
+    b: object = None
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_every_kind_of_output(size, chunk):
+    x, w = torch.randn(4, size, 2), torch.randn(2)
+    constant = torch.randn(3)
+
+    def f(x, w):
+        return {
+            "moved": x * w,
+            "last": (x.sum(), x.t().cumsum(0)),
+            "shared": torch.zeros(2) + w,
+            "same": constant,
+            "none": None,
+            "data": Data(x.mean(0), w),
+        }
+
+    out_dims = {"moved": 1, "last": (0, -1), "shared": 1, "same": None, "none": 0, "data": Data(-1, None)}
+    whole = vmap(f, in_dims=(1, None), out_dims=out_dims)(x, w)
+    parts = vmap(f, in_dims=(1, None), out_dims=out_dims, chunk_size=chunk)(x, w)
+    assert parts["same"] is constant and parts["none"] is None and parts["data"].b is w
+    for a, b in (
+        (parts["moved"], whole["moved"]),
+        *zip(parts["last"], whole["last"], strict=True),
+        (parts["shared"], whole["shared"]),
+        (parts["data"].a, whole["data"].a),
+    ):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_random_numbers_are_the_peers(chunk, randomness):
+    x, drawn = torch.zeros(5, 3), []
+    for transform in (torch.vmap, vmap):
+        torch.manual_seed(1)
+        out = transform(lambda x: x + torch.rand(3), randomness=randomness, chunk_size=chunk)(x)
+        drawn.append((out, torch.rand(2)))  # the state left behind is the same, too
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert torch.equal(drawn[0][1], drawn[1][1])
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_same_holds_for_an_explicit_generator(chunk):
+    g = torch.Generator().manual_seed(1)
+
+    def f(x):
+        return x + torch.rand(3, generator=g) + torch.empty(3).normal_(generator=g) + torch.rand(())
+
+    out = vmap(f, randomness="same", chunk_size=chunk)(torch.zeros(5, 3))
+    assert torch.equal(out, out[:1].expand(5, 3))
+    h = torch.Generator().manual_seed(1)
+    torch.rand(3, generator=h), torch.empty(3).normal_(generator=h)
+    assert torch.equal(g.get_state(), h.get_state())  # as after one sample
+
+
+def test_same_in_nested_chunks():
+    f = vmap(lambda y: y + torch.rand(()), randomness="same", chunk_size=2)
+    out = vmap(f, randomness="same", chunk_size=2)(torch.zeros(3, 5))
+    assert (out == out[0, 0]).all()
+
+
+def test_chunks_without_inputs():
+    assert vmap(lambda: torch.ones(2), axis_size=5, chunk_size=2)().shape == (5, 2)
+    out = vmap(lambda *, k: k * 2, kw_in_dims={"k": 1}, chunk_size=2)(k=torch.ones(2, 5))
+    assert torch.equal(out, torch.full((5, 2), 2.0))
+
+
+def test_gradients_and_writes_go_through():
+    x = torch.randn(5, 3, requires_grad=True)
+    vmap(lambda r: (r * r).sum(), chunk_size=2)(x).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+    y = torch.ones(5, 3)
+    vmap(lambda r: r.mul_(2), chunk_size=2)(y)
+    assert torch.equal(y, torch.full((5, 3), 2.0))
+
+
+def test_one_chunk_copies_nothing():
+    x = torch.randn(4, 2)
+    assert vmap(lambda r: r, chunk_size=4)(x).data_ptr() == x.data_ptr()
+
+
+def test_an_exception_in_a_later_chunk():
+    calls = []
+
+    def f(x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise KeyError("second")
+        return x
+
+    with pytest.raises(KeyError, match="second"):
+        vmap(f, chunk_size=2, randomness="same")(torch.zeros(5))
+    assert current_levels() == [] and torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("bad", [0, -1, "a", 2.5])
+def test_bad_sizes_have_the_peers_class(bad):
+    errors = []
+    for transform in (torch.vmap, vmap):
+        with pytest.raises((ValueError, TypeError)) as error:
+            transform(lambda x: x, chunk_size=bad)(torch.zeros(5))
+        errors.append(error)
+    assert errors[0].type is errors[1].type
