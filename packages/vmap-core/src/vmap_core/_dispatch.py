@@ -36,7 +36,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KWARG
         return outside(func, args, kwargs)
     try:
         if type(mode) is Level:
-            return call(mode, func, args, kwargs)
+            plan = None if kwargs else mode.plans.get((func, *map(type, args)))
+            return call(mode, func, args, kwargs) if plan is None else plan(mode, args, kwargs)
         return mode.__torch_function__(emitter(func), (torch.Tensor,), args, kwargs)  # the user's own mode
     finally:
         push_level(mode)

@@ -67,6 +67,10 @@ class Level(_Blank, TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
+        if not kwargs:
+            plan = self.plans.get((func, *map(type, args)))
+            if plan is not None:
+                return plan(self, args, _dispatch.NO_KWARGS)
         return _dispatch.call(self, func, args, kwargs or _dispatch.NO_KWARGS)
 
     def __enter__(self) -> "Level":

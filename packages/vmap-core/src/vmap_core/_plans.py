@@ -47,10 +47,37 @@ def from_rule(
         args: arguments of the first such call; their types hold for all.
     """
     general = _general_plan(rule, func, op, arrange)
-    emit = getattr(rule.function, "emit", None)
-    if emit is None or arrange is not None or op is None or len(op._schema.returns) != 1:
+    if rule.kind != "physical" or arrange is not None or op is None:
         return general
-    return _pointwise_plan(emit, general, [type(a) for a in args])
+    if [str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags:
+        return general
+    types = [type(a) for a in args]
+    emit = getattr(rule.function, "emit", None)
+    if emit is not None:
+        return _pointwise_plan(emit, general, types)
+    sorted_out = types and types[0] is BatchedTensor and not _has_tensor(args[1:])
+    if sorted_out and not getattr(rule.function, "may_return_self", False):
+        return _single_plan(rule.function, general, (None,) * (len(args) - 1))
+    return general
+
+
+def _has_tensor(args: Any) -> bool:
+    return any(isinstance(a, Tensor) or (isinstance(a, list | tuple) and _has_tensor(a)) for a in args)
+
+
+def _single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...]) -> Plan:
+    """Make the short cut of an operation on one tensor, with numbers and the like: nothing to sort out."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x._level is level and x._bdim is not None and not kwargs:
+            out, bdim = function(level, (x._bdim, *rest), x._value, *args[1:])
+            if type(bdim) is int:
+                return BatchedTensor(out, bdim, level)
+            return wrap(level, out, bdim)
+        return general(level, args, kwargs)
+
+    return plan
 
 
 def _pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -> Plan:

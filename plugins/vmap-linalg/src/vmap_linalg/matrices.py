@@ -110,8 +110,9 @@ def linalg_lstsq(info, in_dims, a, b, rcond=None, *, driver=None):
     )
     # what an operator leaves empty has no batch dim of its own
     outs = [solution.squeeze(-1) if vector else solution, residuals, rank, values]
-    full = [o.numel() > 0 or o.ndim > 1 for o in outs]
-    return tuple(outs), [0 if f else None for f in full]
+    driver = driver or ("gels" if a.is_cuda else "gelsy")
+    computed = (True, residuals.numel() > 0 or residuals.ndim > 1, driver != "gels", driver in ("gelsd", "gelss"))
+    return tuple(outs), [0 if c else None for c in computed]
 
 
 @pack.rule(aten.ormqr.default)
