@@ -69,8 +69,19 @@ PACKS = "import json, vmap_core; print(json.dumps({p.name: [p.distribution, p.ve
 DOT = "import json, torch, vmap_core; print(json.dumps(vmap_core.vmap(torch.dot)(torch.ones(3, 2), torch.ones(3, 2)).tolist()))"
 
 
+HINT = """
+import json, torch, warnings, vmap_core
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    out = vmap_core.vmap(torch.nn.Conv1d(2, 3, 2))(torch.randn(4, 2, 5))
+assert out.shape == (4, 3, 4)
+print(json.dumps([str(w.message) for w in caught if isinstance(w.message, vmap_core.FallbackWarning)]))
+"""
+
+
 def test_core_alone(environment):
     run = environment("vmap-core")
+    assert any("pip install vmap-nn" in message for message in run(HINT))
     assert run(PACKS) == {"core": ["vmap-core", "0.1.0", "None"]}
     assert run(DOT) == [2.0, 2.0, 2.0]
 
@@ -79,6 +90,7 @@ def test_core_and_nn(environment):
     run = environment("vmap-core", "vmap-nn")
     assert set(run(PACKS)) == {"core", "nn"}
     assert set(run(PACKS, VMAP_PACKS="")) == {"core"}
+    assert run(HINT) == []
     assert run(DOT) == [2.0, 2.0, 2.0]
 
 

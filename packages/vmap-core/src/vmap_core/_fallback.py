@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ._dispatch import emitter
 from ._errors import FallbackError, FallbackWarning, UnsupportedError, user_frame, user_location
 from ._randomness import draws, rewinding
 from ._registry import RuleFunction
@@ -134,21 +136,27 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
     rows = []
     same = random and level.randomness == "same"
     with rewinding((*args, *kwargs.values())) if same else contextlib.nullcontext() as rewind:
-        for i in range(level.batch_size):
+        run = op if mutable else emitter(op)
+        columns = [_samples(a, d, mutable) for a, d in zip(args, in_dims, strict=False)]
+        named = {k: _samples(v, kw_dims[k], mutable) for k, v in kwargs.items() if kw_dims.get(k) is not None}
+        for i, *row in zip(range(level.batch_size), *columns, strict=False):
             if rewind is not None and i:
                 rewind()
-            row = [_sample(a, d, i) for a, d in zip(args, in_dims, strict=False)]
-            row_kwargs = {k: _sample(v, kw_dims.get(k), i) for k, v in kwargs.items()}
-            rows.append(op(*row, **row_kwargs))
+            rows.append(run(*row, **(kwargs if not named else {**kwargs, **{k: next(v) for k, v in named.items()}})))
     if returns_self:
         return None, None
     return _stack(rows)
 
 
-def _sample(value: Any, bdim: Any, i: int) -> Any:
+def _samples(value: Any, bdim: Any, written: bool) -> Iterator[Any]:
+    """Return one argument's samples, one after the other; what all of them share, without end."""
     if isinstance(bdim, list):
-        return [_sample(v, d, i) for v, d in zip(value, bdim, strict=True)]
-    return value if bdim is None else value.select(bdim, i)
+        return map(list, zip(*(_samples(v, d, written) for v, d in zip(value, bdim, strict=True)), strict=False))
+    if bdim is None:
+        return itertools.repeat(value)
+    if written:  # autograd lets no one write to the views that unbind gives
+        return (value.select(bdim, i) for i in range(value.shape[bdim]))
+    return iter(value.unbind(bdim))
 
 
 def _stack(rows: list[Any]) -> tuple[Any, Any]:
