@@ -1,6 +1,9 @@
 """The members of the workspace agree with each other; the folders say what they are."""
 
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,34 @@ def test_the_extra_all_names_every_plugin():
     names = ",".join(p.name.removeprefix("vmap-") for p in PLUGINS)
     (everything,) = CORE["optional-dependencies"]["all"]
     assert sorted(everything.removeprefix("vmap-core[").removesuffix("]").split(",")) == sorted(names.split(","))
+
+
+@pytest.mark.wheels
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_wheel_holds_the_sources_and_nothing_else(member, tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=member, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    info = f"{member.name.replace('-', '_')}-{project(member)['version']}.dist-info"
+    metadata = {f for f in files if f.startswith(info)}
+    sources = (p.relative_to(member / "src") for p in (member / "src").rglob("*") if p.suffix in (".py", ".typed"))
+    assert files - metadata == {p.as_posix() for p in sources}
+    assert f"{info}/licenses/LICENSE" in metadata
+    assert (f"{info}/entry_points.txt" in metadata) == (member in PLUGINS)
+
+
+def test_both_environments_hold_the_same():
+    """hatch-test inherits nothing from default, so what they share is written twice."""
+    environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
+    for key in ("path", "python", "installer", "skip-install", "workspace", "dependencies", "env-vars"):
+        assert environments["default"][key] == environments["hatch-test"][key], key
+    assert "torch==2.13.0" in environments["default"]["dependencies"]
+
+
+def test_types_are_checked_in_every_member():
+    paths = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["mypy_path"]
+    assert sorted(paths) == sorted(f"{m.relative_to(ROOT)}/src" for m in MEMBERS)
 
 
 def test_core_needs_torch_and_pluggy_only():
