@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .._dims import physical_dims, to_front
 from .._families import along_dim, reduction
@@ -16,11 +17,9 @@ pack = RulePack("core.reduction")
 pack.family(
     reduction,
     aten.all.dim,
-    aten.all.dims,
     aten.amax.default,
     aten.amin.default,
     aten.any.dim,
-    aten.any.dims,
     aten.count_nonzero.dim_IntList,
     aten.kthvalue.default,
     aten.linalg_vector_norm.default,
@@ -92,9 +91,7 @@ def flat(x: Any, bdim: int) -> Any:
 for _op, _dim_op in (
     (aten.all.default, aten.all.dims),
     (aten.any.default, aten.any.dims),
-    (aten.max.default, aten.amax.default),
     (aten.mean.default, aten.mean.dim),
-    (aten.min.default, aten.amin.default),
     (aten.sum.default, aten.sum.dim_IntList),
 ):
     pack.add(_op, over_all(_dim_op))
@@ -102,25 +99,81 @@ for _op, _dim_op in (
 pack.add(aten.prod.default, over_flat(aten.prod.dim_int))
 
 
-def _spread_over_ties(op: Any) -> RuleFunction:
-    """Make the rule of median(), whose gradient is shared by all elements equal to it (median(dim) picks one)."""
+def _truth(op: Any) -> RuleFunction:
+    some_dims = reduction(op)
 
-    def median(info: Any, in_dims: Any, x: Any) -> Any:
+    def truth(info: Any, in_dims: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """(*, n, *) -> bool (*, *); an empty list of dims reduces nothing, where other reductions take all."""
+        if isinstance(dim, list | tuple) and not len(dim):
+            return op(x, dim, keepdim), in_dims[0]
+        return some_dims(info, in_dims, x, dim, keepdim)
+
+    return truth
+
+
+pack.family(_truth, aten.all.dims, aten.any.dims)
+
+
+def _differentiated(x: Any) -> bool:
+    """Tell whether a derivative, backward or forward, may be taken through ``x``."""
+    if not x.is_floating_point():
+        return False
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
+def _shared_by_ties(x: Any, dims: list[int], value: Any, *, skips_nan: bool = False) -> Any:
+    """Give ``value``, picked from ``x`` over ``dims`` (kept), the derivative that all elements equal to it share.
+
+    That is PyTorch's for max(), min() and median(), also of infinities and nan; amax's is nan there, and median(dim)
+    leaves all to one element.
+    """
+    still = x.detach()
+    nan = still != still
+    ties = (still == value) | (nan & value.isnan() if skips_nan else nan)  # a nan that is not skipped is the value
+    known = torch.where(value.isfinite(), value, 0)
+    # the ties are zero but for inf and nan, which are left to give the value
+    mean = torch.where(ties, x - known, 0).sum(dims, keepdim=True) / ties.sum(dims, keepdim=True)
+    return (known + mean).squeeze(dims)
+
+
+def _extreme(op: Any) -> RuleFunction:
+    """Make the rule of max() and min() from amax and amin."""
+
+    def extreme(info: Any, in_dims: Any, x: Any) -> Any:
+        """(*) -> ()."""
+        bdim = in_dims[0]
+        dims = physical_dims(None, x.ndim - 1, bdim)
+        if not dims:  # a sample's scalar
+            x, dims = x.unsqueeze(-1), [1]
+        if not _differentiated(x):
+            return op(x, dims), 0
+        return _shared_by_ties(x, dims, op(x.detach(), dims, True)), 0
+
+    return extreme
+
+
+pack.add(aten.max.default, _extreme(aten.amax.default))
+pack.add(aten.min.default, _extreme(aten.amin.default))
+
+
+def _middle(op: Any) -> RuleFunction:
+    """Make the rule of median() from the one along a dim."""
+
+    def middle(info: Any, in_dims: Any, x: Any) -> Any:
+        """(*) -> ()."""
         x = flat(x, in_dims[0])
         if not x.shape[1]:
             return x.new_full((x.shape[0],), float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min), 0
-        value = op(x.detach(), 1)[0]
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return value, 0
-        ties = (x.detach() == value[:, None]) | (x.detach().isnan() & value.isnan()[:, None])
-        zero = torch.where(ties, x - x.detach(), 0).nan_to_num()
-        return value + zero.sum(1) / ties.sum(1).clamp(min=1), 0
+        value = op(x.detach(), 1, True)[0]
+        if not _differentiated(x):
+            return value.squeeze(1), 0
+        return _shared_by_ties(x, [1], value, skips_nan=op is aten.nanmedian.dim), 0
 
-    return median
+    return middle
 
 
-pack.add(aten.median.default, _spread_over_ties(aten.median.dim))
-pack.add(aten.nanmedian.default, _spread_over_ties(aten.nanmedian.dim))
+pack.add(aten.median.default, _middle(aten.median.dim))
+pack.add(aten.nanmedian.default, _middle(aten.nanmedian.dim))
 
 
 def _moment(op: Any) -> RuleFunction:

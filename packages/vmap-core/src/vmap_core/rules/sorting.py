@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, physical_dims, to_front
+from .._dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples, to_front
 from .._errors import DataDependentError, user_location
 from .._families import along_dim
 from .._read import every_sample
@@ -31,9 +31,8 @@ def topk(info, in_dims, x, k, dim=-1, largest=True, sorted=True):
     bdim, rank = in_dims[0], x.ndim - 1
     if not rank:
         physical_dims(dim, 0, None)
-        values, indices = torch.topk(x.unsqueeze(-1), k, 1, largest, sorted)
-        if k == 0:
-            return (values, indices), 0
+        # PyTorch gives the scalar itself for k = 0 too
+        values, indices = torch.topk(x.unsqueeze(-1), k or 1, 1, largest, sorted)
         return (values.squeeze(-1), indices.squeeze(-1)), 0
     (d,) = physical_dims(dim, rank, bdim)
     return torch.topk(x, k, d, largest, sorted), bdim
@@ -51,6 +50,7 @@ def searchsorted(info, in_dims, sorted_sequence, x, *, sorter=None, **kwargs):
     s_bdim, x_bdim, *rest = in_dims
     sorter_bdim = rest[0].get("sorter") if rest else None
     s_rank, x_rank = sorted_sequence.ndim - (s_bdim is not None), x.ndim - (x_bdim is not None)
+    sorted_sequence, x = promote_like_samples((sorted_sequence, x), (s_bdim, x_bdim))
     if s_bdim is None and sorter_bdim is None and s_rank == 1:
         return torch.searchsorted(sorted_sequence, x, sorter=sorter, **kwargs), x_bdim
     seq = ensure_bdim(sorted_sequence, s_bdim, info.batch_size)
@@ -73,19 +73,27 @@ def searchsorted(info, in_dims, sorted_sequence, x, *, sorter=None, **kwargs):
 @pack.rule(aten.searchsorted.Scalar)
 def searchsorted_scalar(info, in_dims, sorted_sequence, x, *, sorter=None, **kwargs):
     """(n), number -> (): its insertion point."""
-    value = torch.scalar_tensor(x, dtype=sorted_sequence.dtype, device=sorted_sequence.device)
+    dtype = torch.result_type(sorted_sequence, x)
+    value = torch.scalar_tensor(x, dtype=dtype, device=sorted_sequence.device)
     return searchsorted(info, (in_dims[0], None, *in_dims[2:]), sorted_sequence, value, sorter=sorter, **kwargs)
+
+
+def _one_dim(boundaries: Any, bdim: int | None) -> None:
+    if logical_rank(boundaries, bdim) != 1:
+        raise RuntimeError(f"boundaries tensor must be 1 dimension, but got dim({logical_rank(boundaries, bdim)})")
 
 
 @pack.rule(aten.bucketize.Tensor)
 def bucketize(info, in_dims, x, boundaries, *, out_int32=False, right=False):
     """(*), (n) -> (*)."""
+    _one_dim(boundaries, in_dims[1])
     return searchsorted(info, (in_dims[1], in_dims[0]), boundaries, x, out_int32=out_int32, right=right)
 
 
 @pack.rule(aten.bucketize.Scalar)
 def bucketize_scalar(info, in_dims, x, boundaries, *, out_int32=False, right=False):
     """number, (n) -> ()."""
+    _one_dim(boundaries, in_dims[1])
     return searchsorted_scalar(info, (in_dims[1], None), boundaries, x, out_int32=out_int32, right=right)
 
 
@@ -115,8 +123,13 @@ def bincount(info, in_dims, x, weights=None, minlength=0):
         longest = minlength
     offset = torch.arange(n, device=x.device)[:, None] * longest
     if weights is not None:
-        weights = ensure_bdim(weights, w_bdim, info.batch_size).reshape(-1)
+        weights = ensure_bdim(weights, w_bdim, info.batch_size)
+        if weights.shape != x.shape:
+            raise RuntimeError("weights should be 1-d and have the same length as input")
+        weights = weights.reshape(-1)
     counts = torch.bincount((x + offset).reshape(-1), weights, n * longest)
+    if weights is not None and not n and x.shape[1]:  # of no numbers at all PyTorch counts in int64
+        counts = counts.to(torch.float32 if weights.dtype == torch.float32 else torch.float64)
     return counts.reshape(n, longest), 0
 
 
@@ -129,16 +142,17 @@ def histc(info, in_dims, x, bins=100, min=0, max=0):
         raise RuntimeError("bins must be > 0")
     if min > max:
         raise RuntimeError("torch.histc: max must be larger than min")
-    if min == max:
-        low, high = (x.amin(1, True), x.amax(1, True)) if x.shape[1] else (x.new_zeros(n, 1),) * 2
-        if (min, max) != (0, 0):
-            low, high = x.new_full((n, 1), min), x.new_full((n, 1), max)
-        same = low == high
-        low, high = torch.where(same, low - 1, low), torch.where(same, high + 1, high)
+    if min == max and x.shape[1]:
+        low, high = x.amin(1, True), x.amax(1, True)
+        # nan if any sample's range is not finite: one read for all samples
+        if not bool(every_sample((low - low).sum() + (high - high).sum()).sum() == 0):
+            raise RuntimeError("torch.histc: range of a sample is not finite")
     else:
         low, high = x.new_full((n, 1), min), x.new_full((n, 1), max)
+    same = low == high
+    low, high = torch.where(same, low - 1, low), torch.where(same, high + 1, high)
     inside = (x >= low) & (x <= high)
-    index = ((x - low) / (high - low) * bins).nan_to_num(0, 0, 0).long().clamp(0, bins - 1)
+    index = ((x - low) * bins / (high - low)).nan_to_num(0, 0, 0).long().clamp(0, bins - 1)
     return x.new_zeros(n, bins).scatter_add(1, index, inside.to(x.dtype)), 0
 
 
@@ -148,7 +162,8 @@ def _membership(op: Any) -> RuleFunction:
         invert = kwargs.get("invert", False)
         e_bdim, t_bdim = in_dims[:2]
         if t_bdim is None and isinstance(elements, torch.Tensor):
-            return op(elements, test, **kwargs), e_bdim
+            # unique within each sample is not unique among all
+            return op(elements, test, invert=invert), e_bdim
         if not isinstance(test, torch.Tensor):
             return op(elements, test, **kwargs), e_bdim
         values = flat(test, t_bdim)
