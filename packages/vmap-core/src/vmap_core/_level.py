@@ -1,9 +1,11 @@
 """The level stack: one `Level` per active vmap, kept on PyTorch's own thread-local mode stack."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import _EnableTorchFunction, _get_function_stack_at, _len_torch_function_stack
 from torch._C import _pop_torch_function_stack as pop_level
 from torch._C import _push_on_torch_function_stack as push_level
 from torch.overrides import TorchFunctionMode
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 Randomness = Literal["error", "same", "different"]
 
-__all__ = ["Level", "Randomness", "current_levels", "pop_level", "push_level"]
+__all__ = ["Level", "Randomness", "current_levels", "pop_level", "push_level", "resumed"]
 
 
 class _Blank:
@@ -105,3 +107,27 @@ def current_levels() -> list[Level]:
     """Return the active levels of this thread, outermost first."""
     modes = (_get_function_stack_at(i) for i in range(_len_torch_function_stack()))
     return [mode for mode in modes if type(mode) is Level]
+
+
+@contextlib.contextmanager
+def resumed(levels: Sequence[Level]) -> Iterator[None]:
+    """Put levels back on the stack, for code of the mapped function that runs later: in a backward pass.
+
+    Their BatchedTensors are alive again meanwhile. A level that is on the stack already stays where it is.
+
+    Args:
+        levels: outermost first.
+    """
+    present = current_levels()
+    missing = [level for level in levels if level not in present]
+    were_active = [level.active for level in missing]
+    with _EnableTorchFunction():  # type: ignore[no-untyped-call]
+        for level in missing:
+            level.active = True
+            push_level(level)
+        try:
+            yield
+        finally:
+            for level, active in zip(reversed(missing), reversed(were_active), strict=True):
+                pop_level()
+                level.active = active

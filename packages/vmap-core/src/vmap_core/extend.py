@@ -13,9 +13,10 @@ from ._dims import (
 )
 from ._dispatch import call, emitter
 from ._errors import DataDependentError, InplaceError, UnsupportedError, user_location
+from ._exchange import exchange, exchanged
 from ._fallback import loop, loop_rule
 from ._families import batch_first, pointwise, reduction
-from ._level import Level
+from ._level import Level, current_levels, resumed
 from ._level import Level as BatchInfo
 from ._lower import run_lowered
 from ._ownership import promote, requires_grad_
@@ -35,8 +36,11 @@ __all__ = [
     "align",
     "batch_first",
     "call",
+    "current_levels",
     "emitter",
     "ensure_bdim",
+    "exchange",
+    "exchanged",
     "hookimpl",
     "logical_rank",
     "loop",
@@ -50,6 +54,7 @@ __all__ = [
     "reduction",
     "register",
     "requires_grad_",
+    "resumed",
     "run_lowered",
     "to_front",
     "unregister",

@@ -3,9 +3,11 @@
 Autograd records the physical operations, below vmap. So a gradient inside is an ordinary gradient of physical tensors,
 and what is to be decided is only how the samples are kept apart:
 
-- batched outputs, batched inputs: they are apart already, one physical backward pass serves all samples;
-- unbatched graph, batched ``grad_outputs`` (rows of a Jacobian): the engine runs once, on lowered vectors;
-- batched outputs, an input shared by all samples: one lowered vector per sample picks that sample's outputs.
+- an input with a batch dim: its samples are apart already, one physical backward pass serves them all;
+- an input that all samples share, reached from unbatched outputs with batched ``grad_outputs`` (rows of a Jacobian):
+  the engine runs once, on lowered vectors;
+- an input that all samples share, reached from batched outputs: one lowered vector per sample picks that sample's
+  outputs.
 """
 
 from __future__ import annotations
@@ -16,8 +18,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, run_lowered, unwrap, user_location, wrap
+from vmap_core import vmap
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    RulePack,
+    UnsupportedError,
+    call,
+    ensure_bdim,
+    exchange,
+    exchanged,
+    run_lowered,
+    unwrap,
+    user_location,
+    wrap,
+)
 
 pack = RulePack("autograd.grad")
 
@@ -36,69 +53,140 @@ def grad(
     materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Per-sample gradients: (outputs, inputs, grad_outputs), each batched or not -> gradients of the inputs."""
-    outputs, inputs = _tuple(outputs), _tuple(inputs)
-    vectors = _tuple(grad_outputs) if grad_outputs is not None else (None,) * len(outputs)
+    outputs, inputs = as_tuple(outputs), as_tuple(inputs)
+    vectors = as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(outputs)
+    keep = create_graph if retain_graph is None else retain_graph
     options: dict[str, Any] = {
         "create_graph": create_graph,
         "allow_unused": allow_unused,
         "materialize_grads": materialize_grads,
     }
     if is_grads_batched:
-        options["is_grads_batched"] = True
-    keep = create_graph if retain_graph is None else retain_graph
-    out_values, out_dims, outputs_batched = unwrap(info, outputs)
-    in_values, in_dims, inputs_batched = unwrap(info, inputs)
-    if not outputs_batched and not inputs_batched:
-        return _through_shared_graph(info, out_values, in_values, vectors, keep, options)
-    lead = 1 if is_grads_batched else 0
-    seeds = [_seed(info, o, d, v, lead) for o, d, v in zip(out_values, out_dims, vectors, strict=True)]
+        return _batched_vectors(info, outputs, inputs, vectors, keep, options)
+    out_values, out_dims, _ = unwrap(info, outputs)
+    in_values, in_dims, _ = unwrap(info, inputs)
+    vectors = tuple(seed(info, o, v) for o, v in zip(outputs, vectors, strict=True))
     shared = [i for i, d in enumerate(in_dims) if d is None]
     own = [i for i, d in enumerate(in_dims) if d is not None]
     results: list[Any] = [None] * len(inputs)
     if own:
+        # Unbatched outputs do not depend on batched inputs; alone, they go along for PyTorch's error.
+        at = [i for i, d in enumerate(out_dims) if d is not None]
+        seeds = [aligned(info, vectors[i], out_dims[i]) for i in at]
+        if not at:
+            at = list(range(len(outputs)))
+            seeds = [torch.zeros_like(o) for o in out_values]
         grads = torch.autograd.grad(
-            out_values, [in_values[i] for i in own], seeds, retain_graph=keep or bool(shared), **options
-        )
+            [out_values[i] for i in at], [in_values[i] for i in own], seeds,
+            retain_graph=keep or bool(shared), **options,
+        )  # fmt: skip
         for i, g in zip(own, grads, strict=True):
-            results[i] = wrap(info, g, in_dims[i] + lead if g is not None else None)
+            results[i] = wrap(info, g, in_dims[i] if g is not None else None)
     if shared:
-        grads = _of_shared_inputs(info, out_values, out_dims, [in_values[i] for i in shared], seeds, keep, options)
+        if any(d is not None for d in out_dims):
+            vectors = _one_vector_per_sample(info, vectors, out_dims)
+        grads = _through_shared_graph(info, out_values, [in_values[i] for i in shared], vectors, keep, options)
         for i, g in zip(shared, grads, strict=True):
             results[i] = g
     return tuple(results)
 
 
-def _tuple(x: Any) -> tuple[Any, ...]:
-    return (x,) if isinstance(x, Tensor) else tuple(x)
+def as_tuple(x: Any) -> tuple[Any, ...]:
+    """Return one tensor, or a sequence of them, as a tuple."""
+    items = (x,) if isinstance(x, Tensor | GradientEdge) else tuple(x)
+    if any(isinstance(e, GradientEdge) for e in items):
+        raise UnsupportedError(
+            f"vmap: torch.autograd on a GradientEdge, at {user_location()}: an edge of the graph does not know its "
+            f"batch dim. Instead: pass the tensor."
+        )
+    return items
 
 
-def _seed(info: Level, output: Any, bdim: int | None, vector: Any, lead: int) -> Any:
-    """Return the physical vector for one physical output."""
+def seed(info: Level, output: Any, vector: Any) -> Any:
+    """Return the vector for an output, as the mapped function sees it; ones for a scalar.
+
+    Raises:
+        RuntimeError: there is none and the output is no scalar, or the shapes differ, as without vmap.
+    """
     if vector is None:
-        samples = 1 if bdim is None else output.shape[bdim]
-        if samples and output.numel() // samples != 1:
+        if output.numel() != 1:
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
+        if type(output) is BatchedTensor and output._level is info:
+            return wrap(info, torch.ones_like(output._value), output._bdim)
         return torch.ones_like(output)
-    (value,), (v_dim,), _ = unwrap(info, (vector,))
-    if bdim is None:
-        if v_dim is not None:
-            raise RuntimeError(
-                f"vmap: torch.autograd.grad at {user_location()} mixes batched outputs with a batched vector for an "
-                f"unbatched output; split it into two calls"
-            )
-        return value
-    target = bdim + lead
-    return (
-        value.unsqueeze(target).expand(*value.shape[:target], info.batch_size, *value.shape[target:])
-        if (v_dim is None)
-        else value.movedim(v_dim, target)
+    if vector.shape != output.shape:
+        raise RuntimeError(
+            f"Mismatch in shape: a grad_output has a shape of {vector.shape} and its output has a shape of "
+            f"{output.shape}, as the mapped function at {user_location()} sees them."
+        )
+    return vector
+
+
+def aligned(info: Level, x: Any, bdim: int) -> Any:
+    """Return a physical value with its batch dim at ``bdim``, an unbatched one expanded."""
+    (value,), (dim,), _ = unwrap(info, (x,))
+    return value if dim == bdim else ensure_bdim(value, dim, info.batch_size).movedim(0, bdim)
+
+
+def _batched_vectors(
+    info: Level, outputs: Any, inputs: Any, vectors: Any, keep: bool, options: dict[str, Any]
+) -> tuple[Any, ...]:
+    """``is_grads_batched=True``: one more vmap, over the leading dim of the vectors."""
+
+    def rows(*vectors: Any) -> Any:
+        return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, **options)
+
+    given = [v for v in vectors if v is not None]
+    if not given:
+        raise RuntimeError("is_grads_batched=True requires grad_outputs")
+    with info.pushed():
+        grads = vmap(rows, in_dims=tuple(None if v is None else 0 for v in vectors))(*vectors)
+    return tuple(grads)
+
+
+def _one_vector_per_sample(info: Level, vectors: Any, out_dims: Any) -> list[Any]:
+    """Return vectors that pick a sample: for each physical batched output, ``batch_size`` of the output's own shape.
+
+    Vector ``i`` is zero but in sample ``i``. An unbatched output is every sample's own: its vector stays.
+    """
+    warnings.warn(
+        f"vmap: torch.autograd.grad at {user_location()} differentiates with respect to a tensor from outside the "
+        f"mapped function. This takes one vector per sample; `w = w.detach().requires_grad_()` inside the function, "
+        f"before it is used, makes per-sample gradients cost one backward pass.",
+        stacklevel=2,
     )
+    size = info.batch_size
+    results = []
+    for vector, bdim in zip(vectors, out_dims, strict=True):
+        if bdim is None:
+            results.append(vector)
+            continue
+        value = aligned(info, vector, bdim)
+        eye = torch.eye(size, dtype=torch.bool, device=value.device)
+        mask = eye.reshape(size, *(size if d == bdim else 1 for d in range(value.ndim)))
+        results.append(BatchedTensor(torch.where(mask, value, torch.zeros_like(value)), 0, info))
+    return results
 
 
 def _through_shared_graph(
     info: Level, outputs: Any, inputs: Any, vectors: Any, keep: bool, options: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """Run the engine once, with all samples' vectors: its formulas reach us through the dispatcher."""
+    """Run the engine once, with all samples' vectors: its formulas reach us through the dispatcher.
+
+    Args:
+        info: the level of the vectors.
+        outputs: physical outputs, which are unbatched at that level as far as autograd is concerned.
+        inputs: physical inputs.
+        vectors: one for each output, batched or not.
+        keep: whether to retain the graph.
+        options: further ones of torch.autograd.grad.
+    """
+    if any(type(t) is BatchedTensor for t in (*outputs, *inputs)):
+        return _below_outer_level(info, outputs, inputs, vectors, keep, options)
+    values, _, batched = unwrap(info, tuple(vectors))
+    if not batched:
+        grads = torch.autograd.grad(outputs, inputs, values, retain_graph=keep, **options)
+        return tuple(wrap(info, g, None) for g in grads)
 
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)
@@ -107,22 +195,15 @@ def _through_shared_graph(
     return tuple(g if type(g) is BatchedTensor or g is None else wrap(info, g, None) for g in grads)
 
 
-def _of_shared_inputs(
-    info: Level, outputs: Any, out_dims: Any, inputs: Any, seeds: Any, keep: bool, options: dict[str, Any]
+def _below_outer_level(
+    info: Level, outputs: Any, inputs: Any, vectors: Any, keep: bool, options: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """Per-sample gradients of inputs that all samples share: vector ``i`` is zero but for sample ``i``."""
-    warnings.warn(
-        f"vmap: torch.autograd.grad at {user_location()} differentiates with respect to a tensor from outside the "
-        f"mapped function. This takes one vector per sample; `w = w.detach().requires_grad_()` inside the function, "
-        f"before it is used, makes per-sample gradients cost one backward pass.",
-        stacklevel=2,
-    )
-    eye = torch.eye(info.batch_size, dtype=torch.bool, device=outputs[0].device)
-    vectors = []
-    for output, bdim, seed in zip(outputs, out_dims, seeds, strict=True):
-        if bdim is None:  # every sample has this output, and its whole gradient
-            vectors.append(seed)
-            continue
-        mask = eye.reshape(info.batch_size, *(info.batch_size if d == bdim else 1 for d in range(output.ndim)))
-        vectors.append(BatchedTensor(torch.where(mask, seed, torch.zeros_like(seed)), 0, info))
-    return _through_shared_graph(info, outputs, inputs, vectors, keep, options)
+    """Do it where the graph carries an outer level's batch dim: that level goes first, with this one outside it.
+
+    The engine works on physical tensors, so a vector needs the outer level's dim as its outputs have it. With the two
+    levels exchanged, the outer one's own rule aligns them, and what is left for this level is an ordinary graph.
+    """
+    with exchanged(info) as outer:
+        args = tuple(outputs), tuple(inputs), [exchange(v, info, outer) for v in vectors]
+        grads = call(outer, torch.autograd.grad, args, {"retain_graph": keep, **options})
+    return tuple(None if g is None else exchange(g, outer, info) for g in grads)

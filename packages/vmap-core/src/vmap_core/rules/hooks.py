@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._dims import ensure_bdim
 from .._errors import UnsupportedError, user_location
-from .._level import Level, current_levels, pop_level, push_level
+from .._level import Level, resumed
 from .._plans import unwrap
 from .._registry import RulePack
 from .._tensor import BatchedTensor
@@ -24,7 +24,7 @@ _SHARED = (
 
 @pack.logical(Tensor.register_hook)
 def register_hook(info: Level, x: Any, hook: Callable[[Any], Any]) -> Any:
-    """Call the hook on the gradients as the mapped function sees them; after it has returned, at a level like its own."""
+    """Call the hook on the gradients as the mapped function sees them; also after it has returned."""
     if type(x) is not BatchedTensor or x._level is not info:
         return x.register_hook(hook)
     bdim = x._bdim
@@ -32,19 +32,11 @@ def register_hook(info: Level, x: Any, hook: Callable[[Any], Any]) -> Any:
         raise UnsupportedError(f"vmap: {_SHARED.format('register_hook', user_location())}.")
 
     def physical(grad: Any) -> Any:
-        level = info if info.active else Level(info.batch_size, info.randomness, info.table, info.func)
-        pushed = level not in current_levels()
-        if pushed:
-            push_level(level)
-        try:
-            out = hook(BatchedTensor(grad, bdim, level))
-        finally:
-            if pushed:
-                pop_level()
-            level.active = info.active
+        with resumed((info,)):
+            out = hook(BatchedTensor(grad, bdim, info))
         if out is None:
             return None
-        (value,), (dim,), _ = unwrap(level, (out,))
+        (value,), (dim,), _ = unwrap(info, (out,))
         return ensure_bdim(value, dim, info.batch_size).movedim(0, bdim)
 
     return x._value.register_hook(physical)
