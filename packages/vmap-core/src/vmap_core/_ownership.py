@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_function_stack
 
+from . import _dispatch
 from ._errors import InplaceError, user_location
 from ._tensor import BatchedTensor
 
@@ -118,12 +120,46 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
     if not requires_grad:
         value.requires_grad_(False)
         return x
-    if x._bdim is None:
-        x._value, x._bdim, x._origin = expanded(value.detach(), level.batch_size), 0, None
-    else:
-        x._value = value.detach()  # the caller's physical tensor must not start to require grad
-    x._value.requires_grad_()
+    own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
+    x._value, x._bdim, x._origin = own._value, own._bdim, None
+    make_leaf(x)
     return x
+
+
+def own_samples(x: Any) -> Any:
+    """Return a view of a tensor that has a batch dim at every active level, so that every sample has its own.
+
+    Where the samples share the tensor, it is expanded without a copy. Autograd then keeps apart what the samples do
+    to it: the gradient with respect to the view is per sample, and leads on to the tensor it views.
+    """
+    return _dispatch.dispatch(own_samples, (x,)) if _len_torch_function_stack() else x.view_as(x)
+
+
+def own_samples_at(level: Level, x: Any) -> BatchedTensor:
+    """Do it at a level that is off the stack, and at those outside it."""
+    here = type(x) is BatchedTensor and x._level is level
+    value, bdim = (x._value, x._bdim) if here else (x, None)
+    value = own_samples(value)
+    return (
+        BatchedTensor(value, bdim, level)
+        if bdim is not None
+        else BatchedTensor(expanded(value, level.batch_size), 0, level)
+    )
+
+
+def make_leaf(x: Any) -> None:
+    """Let a tensor with a batch dim at every active level require grad: the physical tensor becomes a leaf."""
+    level = x._level if type(x) is BatchedTensor else None
+    while type(x) is BatchedTensor:
+        x = x._value
+    x.requires_grad_()
+    if level is not None:
+        x._vmap_level = level
+
+
+def leaf_level(leaf: Tensor) -> Level | None:
+    """Return the level whose function made a physical leaf; None for a leaf from outside every level."""
+    return getattr(leaf, "_vmap_level", None)
 
 
 def same_storage(a: Any, b: Any) -> bool:

@@ -19,7 +19,7 @@ from ._families import batch_first, pointwise, reduction
 from ._level import Level, current_levels, resumed
 from ._level import Level as BatchInfo
 from ._lower import run_lowered
-from ._ownership import promote, requires_grad_
+from ._ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
 from ._registry import RulePack
@@ -42,9 +42,12 @@ __all__ = [
     "exchange",
     "exchanged",
     "hookimpl",
+    "leaf_level",
     "logical_rank",
     "loop",
     "loop_rule",
+    "make_leaf",
+    "own_samples",
     "pad_rank",
     "physical_dim",
     "physical_dims",

@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import grad
+from . import accumulate, checkpoint, forward_mode, function, grad
 
 __all__ = ["vmap_rules"]
 
@@ -10,4 +10,5 @@ __all__ = ["vmap_rules"]
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    return [grad.pack]
+    checkpoint.install()
+    return [grad.pack, accumulate.pack, function.pack, forward_mode.pack]

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ownership import requires_grad_
+from .._ownership import own_samples, own_samples_at, requires_grad_
 from .._registry import RuleFunction, RulePack
 from .._tensor import METADATA_METHODS
 
 pack = RulePack("core.tensor_methods")
 
 pack.logical(Tensor.requires_grad_)(requires_grad_)
+pack.logical(own_samples)(own_samples_at)
 
 
 @pack.logical(Tensor.requires_grad.__set__)  # type: ignore[attr-defined]

@@ -1,0 +1,61 @@
+"""Forward mode: dual tensors (`torch.autograd.forward_ad`) made inside a mapped function.
+
+As in reverse mode, what is dual is the physical tensor: PyTorch carries the tangents along, for all samples at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vmap_core.extend import Level, RulePack, ensure_bdim
+
+aten = torch.ops.aten
+pack = RulePack("autograd.forward_mode")
+
+
+@pack.rule(aten._make_dual.default)
+def make_dual(info: Level, in_dims: Any, primal: Any, tangent: Any, level: int) -> tuple[Any, Any]:
+    """(*), (*) -> (*). A batched tangent of a shared primal makes the primal every sample's own, without a copy."""
+    bdim = in_dims[0]
+    if bdim is None:
+        primal, bdim = ensure_bdim(primal, None, info.batch_size), 0
+    if in_dims[1] != bdim:
+        tangent = ensure_bdim(tangent, in_dims[1], info.batch_size).movedim(0, bdim)
+    return torch._VF._make_dual(primal, tangent, level=level), bdim
+
+
+@pack.rule(aten._unpack_dual.default)
+def unpack_dual(info: Level, in_dims: Any, dual: Any, level: int) -> tuple[Any, Any]:
+    """(*) -> primal (*), tangent (*) or None."""
+    primal, tangent = torch._VF._unpack_dual(dual, level=level)
+    return (primal, tangent), (in_dims[0], None if tangent is None else in_dims[0])
+
+
+@pack.rule(aten._fw_primal.default)
+def fw_primal(info: Level, in_dims: Any, dual: Any, level: int) -> tuple[Any, Any]:
+    """(*) -> (*): the tensor without its tangent."""
+    return aten._fw_primal.default(dual, level), in_dims[0]
+
+
+# What PyTorch asks of a tangent when it sets it: those that come here are batched tangents of an unbatched primal.
+
+
+@pack.rule(aten._has_same_storage_numel.default)
+def has_same_storage_numel(info: Level, in_dims: Any, x: Any, other: Any) -> tuple[bool, None]:
+    """Say yes: a sample of a batched tensor has no storage of its own that could be larger."""
+    return True, None
+
+
+@pack.rule(aten._new_zeros_with_same_feature_meta.default)
+def new_zeros_with_same_feature_meta(
+    info: Level, in_dims: Any, x: Any, other: Any, *, self_num_batch_dims: int = 0
+) -> tuple[Any, Any]:
+    """(*b, *), (*) -> zeros (*b, *) with the memory layout of ``other``."""
+    if in_dims[0] is None:
+        raise NotImplementedError("a shared tangent of a batched primal")
+    x = x.movedim(in_dims[0], 0)
+    if in_dims[1] is not None:
+        other = other.select(in_dims[1], 0) if other.shape[in_dims[1]] else other.new_empty(x.shape[1:])
+    return aten._new_zeros_with_same_feature_meta.default(x, other, self_num_batch_dims=self_num_batch_dims + 1), 0
