@@ -111,7 +111,7 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     known: dict[int, LoweredTensor] = {}
 
     def raise_(a: Any) -> Any:
-        if type(a) is LoweredTensor:
+        if type(a) is LoweredTensor and a._batched._level is level:  # one of a level further out is physical here
             known[id(a._batched)] = a
             return a._batched
         return type(a)(map(raise_, a)) if type(a) in (list, tuple) else a
@@ -152,6 +152,8 @@ def run_lowered(
     def raise_(a: Any) -> Any:
         if type(a) is LoweredTensor:
             return a._batched
+        if isinstance(a, Tensor):  # a symbolic zero of the engine's: its graph is one of wrappers, and leads nowhere
+            return a.detach() if a._is_zerotensor() else a
         return _plans.rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
 
     lowered, lowered_kwargs = [lower_(a) for a in args], {k: lower_(v) for k, v in kwargs.items()}

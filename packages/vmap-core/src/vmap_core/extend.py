@@ -19,6 +19,7 @@ from ._families import batch_first, pointwise, reduction
 from ._level import Level, current_levels, resumed
 from ._level import Level as BatchInfo
 from ._lower import run_lowered
+from ._lowered_map import lowered_map
 from ._ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
@@ -46,6 +47,7 @@ __all__ = [
     "logical_rank",
     "loop",
     "loop_rule",
+    "lowered_map",
     "make_leaf",
     "own_samples",
     "pad_rank",

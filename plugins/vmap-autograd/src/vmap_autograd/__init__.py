@@ -2,13 +2,17 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import accumulate, checkpoint, forward_mode, function, grad
+from . import accumulate, checkpoint, forward_mode, function, functional
+from . import grad as grad_rule
+from .jacobians import hessian, jacfwd, jacrev
+from .transforms import grad, grad_and_value, jvp, linearize, vjp
 
-__all__ = ["vmap_rules"]
+__all__ = ["grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp", "linearize", "vjp", "vmap_rules"]
 
 
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
     checkpoint.install()
-    return [grad.pack, accumulate.pack, function.pack, forward_mode.pack]
+    functional.install()
+    return [grad_rule.pack, accumulate.pack, function.pack, forward_mode.pack]

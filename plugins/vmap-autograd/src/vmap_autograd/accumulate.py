@@ -38,8 +38,8 @@ def backward(
     seeds = [_seed(info, t, v, d) for t, v, d in zip(tensors, vectors, dims, strict=True)]
     leaves = None
     if inputs is not None:
-        leaves = as_tuple(tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
-        leaves, leaf_dims, _ = unwrap(info, leaves)
+        named = as_tuple(tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
+        leaves, leaf_dims, _ = unwrap(info, named)
         _summed(info).update(id(x) for x, d in zip(leaves, leaf_dims, strict=True) if d is None)
     elif not runs_backward(info):
         _refuse_leaves_from_outside(info, values)
@@ -68,7 +68,7 @@ def retain_grad(info: Level, x: Any) -> None:
         )
 
 
-@pack.logical(Tensor.grad.__get__)  # type: ignore[attr-defined]
+@pack.logical(Tensor.grad.__get__)  # type: ignore[union-attr]
 def get_grad(info: Level, x: Any) -> Any:
     """``x.grad``."""
     if type(x) is BatchedTensor and x._level is info:
@@ -82,7 +82,7 @@ def get_grad(info: Level, x: Any) -> Any:
     return x.grad
 
 
-@pack.logical(Tensor.grad.__set__)  # type: ignore[attr-defined]
+@pack.logical(Tensor.grad.__set__)  # type: ignore[union-attr]
 def set_grad(info: Level, x: Any, grad: Any) -> None:
     """``x.grad = grad``."""
     (value,), (bdim,), batched = unwrap(info, (x,))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vmap_core.extend import Level, RulePack, ensure_bdim
+from vmap_core.extend import Level, RulePack, ensure_bdim, pointwise
 
 aten = torch.ops.aten
 pack = RulePack("autograd.forward_mode")
@@ -17,12 +17,14 @@ pack = RulePack("autograd.forward_mode")
 
 @pack.rule(aten._make_dual.default)
 def make_dual(info: Level, in_dims: Any, primal: Any, tangent: Any, level: int) -> tuple[Any, Any]:
-    """(*), (*) -> (*). A batched tangent of a shared primal makes the primal every sample's own, without a copy."""
+    """(*), (*) -> (*). A batched tangent of a shared primal makes the primal every sample's own."""
     bdim = in_dims[0]
     if bdim is None:
         primal, bdim = ensure_bdim(primal, None, info.batch_size), 0
     if in_dims[1] != bdim:
         tangent = ensure_bdim(tangent, in_dims[1], info.batch_size).movedim(0, bdim)
+    if info.batch_size > 1 and primal.stride(bdim) == 0:
+        primal = primal.clone(memory_format=torch.contiguous_format)  # PyTorch gives a tangent its primal's strides
     return torch._VF._make_dual(primal, tangent, level=level), bdim
 
 
@@ -59,3 +61,8 @@ def new_zeros_with_same_feature_meta(
     if in_dims[1] is not None:
         other = other.select(in_dims[1], 0) if other.shape[in_dims[1]] else other.new_empty(x.shape[1:])
     return aten._new_zeros_with_same_feature_meta.default(x, other, self_num_batch_dims=self_num_batch_dims + 1), 0
+
+
+# With a zero tangent PyTorch asks its Python implementation, on meta tensors, for the shape of the result.
+for _name in ("add", "sub", "mul", "div"):
+    pack.add(getattr(torch.ops.prims, _name).default, pointwise(getattr(aten, _name).Tensor))

@@ -43,7 +43,7 @@ pack = RulePack("autograd.grad")
 def grad(
     info: Level,
     outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor] | dict[str, Tensor],
     grad_outputs: Sequence[Tensor | None] | Tensor | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
@@ -51,8 +51,12 @@ def grad(
     allow_unused: bool | None = None,
     is_grads_batched: bool = False,
     materialize_grads: bool = False,
-) -> tuple[Tensor | None, ...]:
+) -> Any:
     """Per-sample gradients: (outputs, inputs, grad_outputs), each batched or not -> gradients of the inputs."""
+    if type(inputs) is dict:
+        given = (grad_outputs, retain_graph, create_graph, only_inputs, allow_unused, is_grads_batched)
+        grads = grad(info, outputs, tuple(inputs.values()), *given, materialize_grads)
+        return dict(zip(inputs, grads, strict=True))
     outputs, inputs = as_tuple(outputs), as_tuple(inputs)
     vectors = as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(outputs)
     keep = create_graph if retain_graph is None else retain_graph
@@ -65,27 +69,27 @@ def grad(
         return _batched_vectors(info, outputs, inputs, vectors, keep, options)
     out_values, out_dims, _ = unwrap(info, outputs)
     in_values, in_dims, _ = unwrap(info, inputs)
-    vectors = tuple(seed(info, o, v) for o, v in zip(outputs, vectors, strict=True))
+    seeds = [seed(info, o, v) for o, v in zip(outputs, vectors, strict=True)]
     shared = [i for i, d in enumerate(in_dims) if d is None]
     own = [i for i, d in enumerate(in_dims) if d is not None]
     results: list[Any] = [None] * len(inputs)
     if own:
         # Unbatched outputs do not depend on batched inputs; alone, they go along for PyTorch's error.
         at = [i for i, d in enumerate(out_dims) if d is not None]
-        seeds = [aligned(info, vectors[i], out_dims[i]) for i in at]
+        own_seeds = [aligned(info, seeds[i], out_dims[i]) for i in at]
         if not at:
             at = list(range(len(outputs)))
-            seeds = [torch.zeros_like(o) for o in out_values]
+            own_seeds = [torch.zeros_like(o) for o in out_values]
         grads = torch.autograd.grad(
-            [out_values[i] for i in at], [in_values[i] for i in own], seeds,
+            [out_values[i] for i in at], [in_values[i] for i in own], own_seeds,
             retain_graph=keep or bool(shared), **options,
         )  # fmt: skip
         for i, g in zip(own, grads, strict=True):
             results[i] = wrap(info, g, in_dims[i] if g is not None else None)
     if shared:
         if any(d is not None for d in out_dims):
-            vectors = _one_vector_per_sample(info, vectors, out_dims)
-        grads = _through_shared_graph(info, out_values, [in_values[i] for i in shared], vectors, keep, options)
+            seeds = _one_vector_per_sample(info, seeds, out_dims)
+        grads = _through_shared_graph(info, out_values, [in_values[i] for i in shared], seeds, keep, options)
         for i, g in zip(shared, grads, strict=True):
             results[i] = g
     return tuple(results)

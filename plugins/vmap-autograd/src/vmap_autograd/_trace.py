@@ -1,0 +1,175 @@
+"""What the transforms share: a function run once, on inputs that start a graph of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+from vmap_core.extend import BatchedTensor, make_leaf, own_samples
+
+from .accumulate import leaves_of
+
+Argnums = int | tuple[int, ...]
+
+
+@dataclass
+class Trace:
+    """A function's outputs, and what they may be differentiated by.
+
+    Attributes:
+        inputs: the tensors among the chosen arguments, each the start of a graph.
+        in_spec: how they make up the chosen arguments.
+        out: what the function returned.
+        aux: its second return value, with ``has_aux``.
+        connected: whether something else than the inputs can be differentiated through the outputs.
+    """
+
+    inputs: list[Any]
+    in_spec: TreeSpec
+    out: Any
+    aux: Any
+    connected: bool
+
+    def result(self, tree: Any) -> Any:
+        """Return tensors of the graph as the caller may have them: without it, if only the inputs require grad."""
+        return tree if self.connected else detached(tree)
+
+    def gradients(self, outputs: list[Any], vectors: list[Any] | None, retain: bool, create: bool) -> list[Any]:
+        """Return the gradients of the inputs, zeros where an output does not depend on one."""
+        at = [i for i, o in enumerate(outputs) if o.requires_grad]
+        grads: Any = [None] * len(self.inputs)
+        if at and self.inputs:
+            grads = torch.autograd.grad(
+                [outputs[i] for i in at], self.inputs, None if vectors is None else [vectors[i] for i in at],
+                retain_graph=retain, create_graph=create, allow_unused=True,
+            )  # fmt: skip
+        return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, self.inputs, strict=True)]
+
+
+def trace(
+    func: Callable[..., Any],
+    argnums: Argnums | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+    name: str,
+) -> Trace:
+    """Run a function with grad mode on.
+
+    Args:
+        func: the function.
+        argnums: which arguments to differentiate by; None for all of them.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        has_aux: whether it returns a pair, of which only the first is differentiated.
+        name: the transform, for errors.
+    """
+    outer = torch.is_grad_enabled()
+    with torch.enable_grad():
+        chosen = args if argnums is None else select(args, argnums, name)
+        flat, spec = tree_flatten(chosen)
+        inputs = [_own_input(x, name) for x in flat]
+        args = (
+            tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
+        )
+        out = func(*args, **kwargs)
+        out, aux = split_aux(out, has_aux, name)
+    connected = outer and (any(x.requires_grad for x in flat) or _reaches_others(out, inputs))
+    return Trace(inputs, spec, out, aux, connected)
+
+
+def _own_input(x: Any, name: str) -> Any:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: expected the arguments to differentiate by to hold only tensors, got {type(x)}")
+    y = own_samples(x)
+    if not y.requires_grad:
+        make_leaf(y)
+    return y
+
+
+def _reaches_others(out: Any, inputs: list[Any]) -> bool:
+    own = {id(physical(x)) for x in inputs}
+    outputs = [o for o in tree_flatten(out)[0] if isinstance(o, Tensor)]
+    return any(id(leaf) not in own for leaf in leaves_of(outputs))
+
+
+def physical(x: Any) -> Any:
+    """Return the tensor behind all levels."""
+    while type(x) is BatchedTensor:
+        x = x._value
+    return x
+
+
+def detached(tree: Any) -> Any:
+    """Detach every tensor of a tree from the graph; tangents of forward mode stay."""
+    return tree_map(lambda x: _detached(x) if isinstance(x, Tensor) and x.requires_grad else x, tree)
+
+
+def _detached(x: Any) -> Any:
+    if forward_ad._current_level < 0:
+        return x.detach()
+    primal, tangent = forward_ad.unpack_dual(x)
+    return x.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())
+
+
+def split_aux(out: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
+    """Return the output and the auxiliary one.
+
+    Raises:
+        RuntimeError: with ``has_aux``, and the function did not return a pair.
+    """
+    if not has_aux:
+        return out, None
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise RuntimeError(
+            f"{name}: with has_aux=True, the function must return (output, aux), a tuple of two elements; it returned "
+            f"{type(out).__name__}"
+        )
+    return out
+
+
+def output_tensors(out: Any, name: str) -> tuple[list[Any], TreeSpec]:
+    """Return the tensors of an output, and their structure.
+
+    Raises:
+        RuntimeError: there is something else in it, or nothing.
+    """
+    flat, spec = tree_flatten(out)
+    for o in flat:
+        if not isinstance(o, Tensor):
+            raise RuntimeError(f"{name}: expected the function to return only tensors, got an output of type {type(o)}")
+    if not flat:
+        raise RuntimeError(f"{name}: expected the function to return at least one tensor, got none")
+    return flat, spec
+
+
+def select(args: tuple[Any, ...], argnums: Argnums, name: str) -> Any:
+    """Return the arguments that ``argnums`` names: one, or a tuple of them.
+
+    Raises:
+        RuntimeError: there is no such argument, or one is named twice.
+    """
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if not numbers or not all(isinstance(n, int) for n in numbers):
+        raise RuntimeError(f"{name}: argnums must be an int or a non-empty tuple of ints, got {argnums!r}")
+    for n in numbers:
+        if not -len(args) <= n < len(args):
+            raise RuntimeError(f"{name}: argnums={argnums} but the function got {len(args)} positional arguments")
+    if len({n % len(args) for n in numbers}) != len(numbers):
+        raise RuntimeError(f"{name}: argnums={argnums} names an argument twice")
+    return tuple(args[n] for n in argnums) if isinstance(argnums, tuple) else args[argnums]
+
+
+def replaced(args: tuple[Any, ...], argnums: Argnums, chosen: Any) -> tuple[Any, ...]:
+    """Return the arguments with those that ``argnums`` names replaced."""
+    new = list(args)
+    numbers, values = (argnums, chosen) if isinstance(argnums, tuple) else ((argnums,), (chosen,))
+    for n, value in zip(numbers, values, strict=True):
+        new[n] = value
+    return tuple(new)

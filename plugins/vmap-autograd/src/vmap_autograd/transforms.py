@@ -1,0 +1,278 @@
+"""`grad`, `vjp`, `jvp`, `linearize`: functions of functions, with torch.func's signatures, on PyTorch's own engine.
+
+Each gives the function inputs that start a graph of their own, so a derivative is with respect to this use of the
+value only, and a derivative of a derivative is an ordinary graph of a graph. Inside a mapped function the inputs have
+every level's batch dim: gradients are per sample.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from vmap_core.extend import make_leaf, own_samples
+
+from ._trace import Argnums, Trace, detached, output_tensors, split_aux, trace
+
+
+def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Return a function that computes the gradient of a scalar function.
+
+    Signature and results are those of ``torch.func.grad``
+    (https://docs.pytorch.org/docs/stable/generated/torch.func.grad.html).
+
+    Args:
+        func: takes tensors, or trees of them, and returns a tensor with one element and no dims.
+        argnums: the argument, or arguments, to differentiate by.
+        has_aux: whether ``func`` returns ``(output, aux)``; then the result is ``(gradient, aux)``.
+
+    Raises:
+        RuntimeError: ``func`` does not return a scalar tensor.
+
+    Example:
+        >>> import torch
+        >>> from vmap_core import vmap
+        >>> from vmap_autograd import grad
+        >>> grad(torch.sin)(torch.tensor(0.0))
+        tensor(1.)
+        >>> vmap(grad(lambda w, x: (w * x).sum() ** 2), in_dims=(None, 0))(torch.ones(2), torch.eye(2))
+        tensor([[2., 0.],
+                [0., 2.]])
+    """
+
+    @functools.wraps(func)
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        grads, traced = _grad(func, argnums, has_aux, args, kwargs, "grad")
+        return (grads, traced.result(traced.aux)) if has_aux else grads
+
+    return gradient
+
+
+def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Return a function that computes the gradient of a scalar function, and its value.
+
+    As `grad`; the result is ``(gradient, value)``, or ``(gradient, (value, aux))``.
+
+    Example:
+        >>> import torch
+        >>> from vmap_autograd import grad_and_value
+        >>> grad_and_value(lambda x: x**2)(torch.tensor(3.0))
+        (tensor(6.), tensor(9.))
+    """
+
+    @functools.wraps(func)
+    def gradient_and_value(*args: Any, **kwargs: Any) -> Any:
+        grads, traced = _grad(func, argnums, has_aux, args, kwargs, "grad_and_value")
+        value = traced.result(traced.out)
+        return grads, (value, traced.result(traced.aux)) if has_aux else value
+
+    return gradient_and_value
+
+
+def _grad(
+    func: Callable[..., Any], argnums: Argnums, has_aux: bool, args: Any, kwargs: Any, name: str
+) -> tuple[Any, Trace]:
+    traced = trace(func, argnums, args, kwargs, has_aux, name)
+    out = traced.out
+    if not isinstance(out, Tensor):
+        raise RuntimeError(f"Expected f(*args) to return a Tensor, got {type(out)}")
+    if out.dim() != 0:
+        raise RuntimeError(
+            f"Expected f(*args) to return a scalar tensor, got tensor with {out.dim()} dims. Maybe you wanted to use "
+            f"the vjp or jacrev APIs instead?"
+        )
+    grads = traced.gradients([out], None, retain=traced.connected, create=traced.connected)
+    return tree_unflatten(grads, traced.in_spec), traced
+
+
+def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+    """Compute a function and return it with the product of vectors with its Jacobian.
+
+    Signature and results are those of ``torch.func.vjp``
+    (https://docs.pytorch.org/docs/stable/generated/torch.func.vjp.html).
+
+    Args:
+        func: takes and returns tensors, or trees of them.
+        primals: its arguments.
+        has_aux: whether ``func`` returns ``(output, aux)``.
+
+    Returns:
+        ``(output, vjp_fn)`` or ``(output, vjp_fn, aux)``. ``vjp_fn(cotangents)``, of the structure of the output, gives
+        a tuple with an entry for each primal. It may be mapped, and called again.
+
+    Example:
+        >>> import torch
+        >>> from vmap_core import vmap
+        >>> from vmap_autograd import vjp
+        >>> out, vjp_fn = vjp(torch.square, torch.tensor([1.0, 2.0]))
+        >>> vmap(vjp_fn)(torch.eye(2))
+        (tensor([[2., 0.],
+                [0., 4.]]),)
+    """
+    traced = trace(func, None, primals, {}, has_aux, "vjp")
+    function = vjp_function(traced, "vjp")
+
+    def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
+        return tree_unflatten(function(cotangents, retain_graph, create_graph), traced.in_spec)
+
+    out = traced.result(traced.out)
+    return (out, vjp_fn, traced.result(traced.aux)) if has_aux else (out, vjp_fn)
+
+
+def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
+    """Return ``vjp_fn(cotangents) -> flat gradients`` of a function that has run."""
+    outputs, out_spec = output_tensors(traced.out, name)
+
+    def function(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> list[Any]:
+        vectors, spec = tree_flatten(cotangents)
+        if spec != out_spec:
+            raise RuntimeError(
+                f"Expected pytree structure of cotangents to be the same as pytree structure of outputs to the "
+                f"function. cotangents: {spec}, primal output: {out_spec}"
+            )
+        for v, o in zip(vectors, outputs, strict=True):
+            if v.shape != o.shape:
+                raise RuntimeError(
+                    f"{name}: expected a cotangent of the output's shape {tuple(o.shape)}, got {tuple(v.shape)}"
+                )
+        if create_graph is None:
+            create_graph = torch.is_grad_enabled() and (traced.connected or any(v.requires_grad for v in vectors))
+        return traced.gradients(outputs, vectors, retain=retain_graph, create=create_graph)
+
+    return function
+
+
+def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
+    """Compute a function and the product of its Jacobian with a vector.
+
+    Signature and results are those of ``torch.func.jvp``
+    (https://docs.pytorch.org/docs/stable/generated/torch.func.jvp.html). It takes PyTorch's forward mode. Inside
+    another jvp, since that mode has one level, and where the primals require grad, the vjp, which is linear, is
+    differentiated by its vector instead.
+
+    Args:
+        func: takes and returns tensors, or trees of them.
+        primals: a tuple of its arguments.
+        tangents: a tuple of the same structure and shapes: the vector.
+        strict: raise if an output does not depend on the inputs; else its tangent is zero.
+        has_aux: whether ``func`` returns ``(output, aux)``.
+
+    Returns:
+        ``(output, output tangents)`` or ``(output, output tangents, aux)``.
+
+    Example:
+        >>> import torch
+        >>> from vmap_autograd import jvp
+        >>> jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))
+        (tensor(9.), tensor(6.))
+    """
+    flat, spec = _checked_tangents(primals, tangents, "jvp")
+    # Forward mode has one level. And its symbolic zeros, saved in a graph, do not stand mapped double backwards.
+    if forward_ad._current_level >= 0 or any(p.requires_grad for p in flat[0]):
+        traced = trace(func, None, primals, {}, has_aux, "jvp")
+        pushed = tree_unflatten(linear_map(traced, strict)(flat[1]), output_tensors(traced.out, "jvp")[1])
+        results: tuple[Any, ...] = (traced.result(traced.out), pushed)
+        return (*results, traced.result(traced.aux)) if has_aux else results
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(p, t) for p, t in zip(*flat, strict=True)]
+        out, aux = split_aux(func(*tree_unflatten(duals, spec)), has_aux, "jvp")
+        outputs, out_spec = output_tensors(out, "jvp")
+        unpacked = [forward_ad.unpack_dual(o) for o in outputs]
+        if strict and any(u.tangent is None for u in unpacked):
+            raise RuntimeError("jvp(strict=True): an output of the function does not depend on its inputs")
+        value = tree_unflatten([u.primal for u in unpacked], out_spec)
+        pushed = tree_unflatten(
+            [torch.zeros_like(u.primal) if u.tangent is None else u.tangent for u in unpacked], out_spec
+        )
+        if has_aux:
+            leaves, aux_spec = tree_flatten(aux)
+            plain = [forward_ad.unpack_dual(a).primal if isinstance(a, Tensor) else a for a in leaves]
+            return value, pushed, tree_unflatten(plain, aux_spec)
+        return value, pushed
+
+
+def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """Compute a function, and return it with its linear map of tangents at that point.
+
+    Signature and results are those of ``torch.func.linearize``
+    (https://docs.pytorch.org/docs/stable/generated/torch.func.linearize.html). The function runs once, whatever
+    number of tangents follows.
+
+    Args:
+        func: takes and returns tensors, or trees of them.
+        primals: its arguments.
+
+    Returns:
+        ``(output, jvp_fn)``: ``jvp_fn(*tangents)`` gives the output's tangents, of the output's structure.
+
+    Example:
+        >>> import torch
+        >>> from vmap_autograd import linearize
+        >>> out, jvp_fn = linearize(torch.square, torch.tensor(3.0))
+        >>> jvp_fn(torch.tensor(1.0)), jvp_fn(torch.tensor(2.0))
+        (tensor(6.), tensor(12.))
+    """
+    traced = trace(func, None, primals, {}, False, "linearize")
+    out_spec = output_tensors(traced.out, "linearize")[1]
+    apply = linear_map(traced)
+
+    def jvp_fn(*tangents: Any) -> Any:
+        flat, _ = _checked_tangents(primals, tangents, "linearize")
+        return tree_unflatten(apply(flat[1]), out_spec)
+
+    return traced.result(traced.out), jvp_fn
+
+
+def linear_map(traced: Trace, strict: bool = False) -> Callable[[list[Any]], list[Any]]:
+    """Return the map from flat input tangents to flat output tangents: the vjp, differentiated by its vector."""
+    outputs, _ = output_tensors(traced.out, "jvp")
+    with torch.enable_grad():
+        vectors = [_zeros_leaf(o) for o in outputs]
+        grads = traced.gradients(outputs, vectors, retain=True, create=True)
+    at = [i for i, g in enumerate(grads) if g.requires_grad]
+    if strict and not all(o.requires_grad for o in outputs):
+        raise RuntimeError("jvp(strict=True): an output of the function does not depend on its inputs")
+
+    def apply(tangents: list[Any]) -> list[Any]:
+        create = torch.is_grad_enabled() and (traced.connected or any(t.requires_grad for t in tangents))
+        pushed: Any = [None] * len(vectors)
+        if at:
+            pushed = torch.autograd.grad(
+                [grads[i] for i in at], vectors, [tangents[i] for i in at],
+                retain_graph=True, create_graph=create, allow_unused=True,
+            )  # fmt: skip
+        return [torch.zeros_like(v.detach()) if p is None else p for v, p in zip(vectors, pushed, strict=True)]
+
+    return apply
+
+
+def _zeros_leaf(x: Any) -> Any:
+    leaf = own_samples(torch.zeros_like(detached(x)))
+    make_leaf(leaf)
+    return leaf
+
+
+def _checked_tangents(primals: Any, tangents: Any, name: str) -> tuple[tuple[list[Any], list[Any]], Any]:
+    """Return primals and tangents, flat, and their structure."""
+    if not isinstance(primals, tuple) or not isinstance(tangents, tuple):
+        raise RuntimeError(f"{name}: expected primals and tangents to be tuples, got {type(primals)}, {type(tangents)}")
+    flat, spec = tree_flatten(primals)
+    flat_tangents, tangents_spec = tree_flatten(tangents)
+    if spec != tangents_spec:
+        raise RuntimeError(
+            f"{name}: expected primals and tangents to have the same python structure, got {spec} and {tangents_spec}"
+        )
+    for p, t in zip(flat, flat_tangents, strict=True):
+        if not isinstance(p, Tensor) or not isinstance(t, Tensor):
+            raise RuntimeError(f"{name}: expected primals and tangents to hold only tensors, got {type(p)}, {type(t)}")
+        if p.shape != t.shape:
+            raise RuntimeError(
+                f"{name}: expected a tangent of the primal's shape {tuple(p.shape)}, got {tuple(t.shape)}"
+            )
+    return (flat, flat_tangents), spec
