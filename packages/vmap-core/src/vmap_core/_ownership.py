@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._C import _len_torch_function_stack
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from . import _dispatch
 from ._errors import InplaceError, user_location
@@ -152,7 +153,11 @@ def make_leaf(x: Any) -> None:
     level = x._level if type(x) is BatchedTensor else None
     while type(x) is BatchedTensor:
         x = x._value
-    x.requires_grad_()
+    if torch._C._are_functorch_transforms_active():
+        with enable_inplace_requires_grad(True):
+            x.requires_grad_()
+    else:
+        x.requires_grad_()
     if level is not None:
         x._vmap_level = level
 

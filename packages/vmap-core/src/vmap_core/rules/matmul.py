@@ -10,6 +10,7 @@ import torch
 
 from .._dims import ensure_bdim, physical_dim, to_front
 from .._registry import RulePack
+from .._unexpanded import Product, is_expanded, product
 
 aten = torch.ops.aten
 pack = RulePack("core.matmul")
@@ -96,6 +97,12 @@ def matmul(info, in_dims, a, b):
     if a_rank == 1 and b_rank == 1:
         a, b = ensure_bdim(a, a_bdim, info.batch_size), ensure_bdim(b, b_bdim, info.batch_size)
         return torch.matmul(a.unsqueeze(1), b.unsqueeze(2))[:, 0, 0], 0
+    if b_rank == 2 and is_expanded(b, b_bdim):
+        return _linear(info, a, a_bdim, to_front(b, b_bdim).mT, None), 0
+    if a_rank == 2 and b_rank <= 2 and is_expanded(a, a_bdim):
+        b = ensure_bdim(b, b_bdim, info.batch_size)
+        out = product(LINEAR, b if b_rank == 1 else b.mT, to_front(a, a_bdim), None)
+        return (out if b_rank == 1 else out.mT), 0
     rank = max(a_rank, b_rank, 2)
     a, b = _as_matrices(a, a_bdim, rank, -2), _as_matrices(b, b_bdim, rank, -1)
     out = torch.matmul(a, b)
@@ -117,6 +124,31 @@ def _as_matrices(x: Any, bdim: int | None, rank: int, vector_dim: int) -> Any:
     return x.reshape(x.shape[0], *(1,) * (rank + 1 - x.ndim), *x.shape[1:])
 
 
+def _expanded_linear(x: Any, weight: Any, bias: Any) -> Any:
+    """(B * k), (B m k), (B m) -> (B * m)."""
+    rows = x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
+    out = rows.bmm(weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return out.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def _linear_backward(grad: Any, x: Any, weight: Any, needs: Any) -> tuple[Any, Any, Any]:
+    """(B * m), (B * k), (m k) -> (B * k), (B m k), (B m)."""
+    rows, cols = grad.flatten(1, -2) if x.ndim > 2 else grad, x.flatten(1, -2) if x.ndim > 2 else x
+    grad_weight = grad_bias = None
+    if needs[1]:
+        grad_weight = rows.mT.bmm(cols.conj()) if x.ndim > 2 else rows.unsqueeze(2) * cols.conj().unsqueeze(1)
+    if needs[2]:
+        grad_bias = rows.sum(1) if x.ndim > 2 else rows
+    return (grad.matmul(weight.conj()) if needs[0] else None), grad_weight, grad_bias
+
+
+LINEAR = Product(torch.nn.functional.linear, _linear_backward, _expanded_linear)
+
+
+def _linear(info: Any, x: Any, x_bdim: int | None, weight: Any, bias: Any) -> Any:
+    return product(LINEAR, ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
+
+
 @pack.rule(aten.linear.default)
 def linear(info, in_dims, x, weight, bias=None):
     """(*, k), (m, k), (m) -> (*, m)."""
@@ -127,6 +159,10 @@ def linear(info, in_dims, x, weight, bias=None):
         return torch.nn.functional.linear(x, weight, bias), x_bdim
     w_rank = weight.ndim - (w_bdim is not None)
     x_rank = x.ndim - (x_bdim is not None)
+    if w_rank == 2 and is_expanded(weight, w_bdim):
+        weight = to_front(weight, w_bdim)
+        if bias is None or (is_expanded(bias, b_bdim) and bias.ndim == 2):
+            return _linear(info, x, x_bdim, weight, None if bias is None else to_front(bias, b_bdim)), 0
     flipped = weight.mT if w_bdim is None else weight.transpose(
         *(physical_dim(d, w_rank, w_bdim) for d in (0, w_rank - 1))
     )  # fmt: skip

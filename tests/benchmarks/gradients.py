@@ -1,0 +1,168 @@
+"""Per-sample gradients, Jacobians and Hessians beside torch.func and torch.autograd.functional, in one run.
+
+Run ``python -m tests.benchmarks.gradients [--json FILE] [--rows REGEX]``. Single thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.functional as functional
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+import vmap_autograd as ours
+from tests.benchmarks.timing import in_turn
+from vmap_core import vmap
+
+Row = dict[str, Callable[[], Any]]
+
+
+def mlp() -> nn.Module:
+    """64-128-10."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def cnn() -> nn.Module:
+    """Two convolutions on 16 x 16 images, one linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(0), nn.Linear(400, 10)
+    )  # fmt: skip
+
+
+class Classifier(nn.Module):
+    """One encoder layer of width 32 on 16 tokens, mean over tokens, one linear layer."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.encoder = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, tokens: Any) -> Any:
+        """(tokens) -> (classes)."""
+        return self.head(self.encoder(self.embedding(tokens)).mean(-2))
+
+
+def per_sample(model: nn.Module, x: Any) -> Row:
+    """Per-sample gradients of a model's cross entropy: in_dims (None, 0, 0)."""
+    params = {k: v.detach() for k, v in model.named_parameters()}
+    y = torch.randint(10, (len(x),))
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        return cross_entropy(functional_call(model, params, (x,)), y)
+
+    def by_hand() -> list[Any]:
+        results = []
+        for xi, yi in zip(x, y, strict=True):
+            model.zero_grad()
+            cross_entropy(model(xi), yi).backward()
+            results.append([p.grad for p in model.parameters()])
+        return results
+
+    peer = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    mine = vmap(ours.grad(loss), in_dims=(None, 0, 0))
+    return {"ours": lambda: mine(params, x, y), "torch.func": lambda: peer(params, x, y), "loop": by_hand}
+
+
+def logistic_hessian(dim: int) -> Row:
+    """The Hessian of a logistic regression's loss on 100 points."""
+    x, y, w = torch.randn(100, dim), torch.randint(2, (100,)).float(), torch.randn(dim)
+
+    def loss(w: Any) -> Any:
+        return binary_cross_entropy_with_logits(x @ w, y)
+
+    return {
+        "ours": lambda: ours.hessian(loss)(w),
+        "torch.func": lambda: torch.func.hessian(loss)(w),
+        "autograd.functional": lambda: functional.hessian(loss, w, vectorize=True),
+        "loop": lambda: functional.hessian(loss, w),
+    }
+
+
+def jacobian(outputs: int, inputs: int, reverse: bool) -> Row:
+    """The Jacobian of a small network's outputs."""
+    first, second, x = torch.randn(64, inputs) / 8, torch.randn(outputs, 64) / 8, torch.randn(inputs)
+
+    def f(x: Any) -> Any:
+        return torch.tanh(second @ torch.tanh(first @ x))
+
+    name = "jacrev" if reverse else "jacfwd"
+    strategy = "reverse-mode" if reverse else "forward-mode"
+    return {
+        "ours": lambda: getattr(ours, name)(f)(x),
+        "torch.func": lambda: getattr(torch.func, name)(f)(x),
+        "autograd.functional": lambda: functional.jacobian(f, x, vectorize=True, strategy=strategy),
+        "loop": lambda: functional.jacobian(f, x),
+    }
+
+
+def mapped_hessian() -> Row:
+    """A 6-dim Hessian for each of 64 samples."""
+    x, w = torch.randn(64, 6), torch.randn(8, 6)
+
+    def f(x: Any) -> Any:
+        return torch.tanh(w @ x).square().sum()
+
+    mine, peer = vmap(ours.hessian(f)), torch.func.vmap(torch.func.hessian(f))
+    return {
+        "ours": lambda: mine(x),
+        "torch.func": lambda: peer(x),
+        "loop": lambda: [functional.hessian(f, v) for v in x],
+    }
+
+
+def rows() -> dict[str, Callable[[], Row]]:
+    """Return what makes each row, by name."""
+    torch.manual_seed(0)
+    return {
+        "per-sample gradients: MLP 64-128-10, batch 128": lambda: per_sample(mlp(), torch.randn(128, 64)),
+        "per-sample gradients: CNN, batch 32": lambda: per_sample(cnn(), torch.randn(32, 1, 16, 16)),
+        "per-sample gradients: transformer, batch 32": lambda: per_sample(Classifier(), torch.randint(50, (32, 16))),
+        "hessian: logistic regression, 20": lambda: logistic_hessian(20),
+        "hessian of each of 64 samples, 6": mapped_hessian,
+        "jacrev: 20 outputs, 100 inputs": lambda: jacobian(20, 100, True),
+        "jacfwd: 100 outputs, 20 inputs": lambda: jacobian(100, 20, False),
+    }
+
+
+COLUMNS = ("loop", "autograd.functional", "torch.func", "ours")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as text: milliseconds a call, and the ratio to torch.func."""
+    head = f"{'milliseconds':<50}" + "".join(f"{c:>21}" for c in COLUMNS) + f"{'ours/torch.func':>17}"
+    lines = [head, "-" * len(head)]
+    for r in results:
+        times = "".join(f"{r[c] / 1e3:>21.2f}" if c in r else " " * 21 for c in COLUMNS)
+        lines.append(f"{r['row']:<50}{times}{r['ours'] / r['torch.func']:>17.2f}")
+    mean = math.exp(sum(math.log(r["ours"] / r["torch.func"]) for r in results) / len(results))
+    lines.append(f"geometric mean of ours/torch.func: {mean:.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--rows", default="", help="only rows whose name matches this expression")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [{"row": name, **in_turn(make())} for name, make in rows().items() if re.search(options.rows, name)]
+    print(f"torch {torch.__version__}, 1 thread")
+    print(table(results))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"torch": torch.__version__, "rows": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
