@@ -74,6 +74,7 @@ class _Unexpanded(Function):
         ctx.op, ctx.options, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.strides = output.stride()
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -93,4 +94,6 @@ class _Unexpanded(Function):
         out = ctx.op.expanded(x, weight_tangent, bias_tangent, *ctx.options)
         if isinstance(x_tangent, Tensor):
             out = out + ctx.op.forward(x_tangent, _one(weight), None, *ctx.options)
-        return out
+        if out.stride() == ctx.strides:
+            return out
+        return torch.empty_strided(out.shape, ctx.strides, dtype=out.dtype, device=out.device).copy_(out)

@@ -25,6 +25,7 @@ from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
 from ._registry import RulePack
 from ._tensor import BatchedTensor
+from ._unexpanded import Product, is_expanded, product
 
 __all__ = [
     "BatchInfo",
@@ -32,6 +33,7 @@ __all__ = [
     "DataDependentError",
     "InplaceError",
     "Level",
+    "Product",
     "RulePack",
     "UnsupportedError",
     "align",
@@ -43,6 +45,7 @@ __all__ = [
     "exchange",
     "exchanged",
     "hookimpl",
+    "is_expanded",
     "leaf_level",
     "logical_rank",
     "loop",
@@ -54,6 +57,7 @@ __all__ = [
     "physical_dim",
     "physical_dims",
     "pointwise",
+    "product",
     "promote",
     "promote_like_samples",
     "reduction",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from vmap_core.extend import RulePack, ensure_bdim, to_front
+import torch
+from torch import Tensor
+
+from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, to_front
 
 aten = torch.ops.aten
 pack = RulePack("nn.convolution")
@@ -15,6 +18,11 @@ def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, trans
     """(N, C, *), (O, C / groups, *), (O) -> (N, O, *)."""
     x_bdim, w_bdim, b_bdim = in_dims[:3]
     options = (stride, padding, dilation, transposed, output_padding)
+    if is_expanded(weight, w_bdim) and (bias is None or is_expanded(bias, b_bdim)):
+        tensors = (ensure_bdim(x, x_bdim, info.batch_size), to_front(weight, w_bdim), bias)
+        if bias is not None:
+            tensors = (*tensors[:2], to_front(bias, b_bdim))
+        return product(CONVOLUTION, *tensors, *options, groups), 0
     if b_bdim is not None and w_bdim is None:
         bias = to_front(bias, b_bdim)
         spread = bias.reshape(bias.shape[0], 1, bias.shape[1], *(1,) * (weight.ndim - 2))
@@ -29,7 +37,7 @@ def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, trans
     weight = to_front(weight, w_bdim)
     size = info.batch_size
     if bias is not None:
-        bias = ensure_bdim(bias, b_bdim, size).reshape(-1) if size else bias
+        bias = ensure_bdim(bias, b_bdim, size)
     if not size:
         one = aten.convolution.default(
             x if x_bdim is None else x.new_zeros([n for d, n in enumerate(x.shape) if d != x_bdim]),
@@ -37,8 +45,78 @@ def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, trans
         )  # fmt: skip
         return one.new_empty(0, *one.shape), 0
     if x_bdim is None and groups == 1 and not transposed:  # one image, all members' filters
+        bias = None if bias is None else bias.reshape(-1)
         out = aten.convolution.default(x, weight.flatten(0, 1), bias, *options, 1)
         return out.reshape(out.shape[0], size, -1, *out.shape[2:]), 1
-    x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
-    out = aten.convolution.default(x.flatten(1, 2), weight.flatten(0, 1), bias, *options, groups * size)
-    return out.reshape(out.shape[0], size, -1, *out.shape[2:]), 1
+    return _grouped(ensure_bdim(x, x_bdim, size), weight, bias, *options, groups), 0
+
+
+def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """(B N C *), (B O C / groups *), (B O) -> (B N O *): one group a member."""
+    *others, groups = options
+    size = x.shape[0]
+    bias = None if bias is None else bias.reshape(-1)
+    wide = x.movedim(0, 1).flatten(1, 2)
+    out = aten.convolution.default(wide, weight.flatten(0, 1), bias, *others, groups * size)
+    return out.unflatten(1, (size, -1)).movedim(1, 0)
+
+
+def _shared(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """(B N C *), (O C / groups *), (O) -> (B N O *)."""
+    return aten.convolution.default(x.flatten(0, 1), weight, bias, *options).unflatten(0, x.shape[:2])
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, needs: Any, *options: Any) -> tuple[Any, Any, Any]:
+    """(B N O *), (B N C *), (O C / groups *) -> (B N C *), (B O C / groups *), (B O)."""
+    *others, groups = options
+    size = x.shape[0]
+    grad_x = grad_weight = grad_bias = None
+    if needs[0]:
+        folded = (grad.flatten(0, 1), x.flatten(0, 1), weight, None, *options, (True, False, False))
+        grad_x = aten.convolution_backward.default(*folded)[0].unflatten(0, x.shape[:2])
+    if needs[1]:
+        wide = [t.movedim(0, 1).flatten(1, 2) for t in (grad, x)]
+        shape = weight.new_empty(1).expand(size * weight.shape[0], *weight.shape[1:])  # the kernel asks no more of it
+        wide_options = (*others, groups * size, (False, True, False))
+        grad_weight = aten.convolution_backward.default(*wide, shape, None, *wide_options)[1].unflatten(0, (size, -1))
+    if needs[2]:
+        grad_bias = grad.sum([1, *range(3, grad.ndim)])
+    return grad_x, grad_weight, grad_bias
+
+
+CONVOLUTION = Product(_shared, _backward, _grouped)
+
+
+def _public(name: str, spatial: int, transposed: bool) -> Any:
+    """Make the rule of ``conv1d`` and its like: with or without N, and one number for all spatial dims."""
+    defaults = (1, 0, 0, 1, 1) if transposed else (1, 0, 1, 1)
+
+    def spread(value: Any) -> list[int]:
+        value = list(value) if isinstance(value, list | tuple) else [value]
+        return value * spatial if len(value) == 1 else value
+
+    def public(info, in_dims, x, weight, bias=None, *given):
+        """(N, C, *) or (C, *), (O, C / groups, *), (O) -> (N, O, *) or (O, *)."""
+        stride, padding, *rest = (*given, *defaults[len(given) :])
+        output_padding, groups, dilation = rest if transposed else (0, rest[1], rest[0])
+        x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
+        rank = x.ndim - (x_bdim is not None)
+        if rank not in (spatial + 1, spatial + 2):
+            raise RuntimeError(
+                f"Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input to {name}, but got input of "
+                f"size: {[n for d, n in enumerate(x.shape) if d != x_bdim]}"
+            )
+        single = rank == spatial + 1
+        if single:
+            x, x_bdim = (x.unsqueeze(0), None) if x_bdim is None else (to_front(x, x_bdim).unsqueeze(1), 0)
+        options = (spread(stride), spread(padding), spread(dilation), transposed, spread(output_padding), groups)
+        out, bdim = convolution(info, (x_bdim, w_bdim, b_bdim), x, weight, bias, *options)
+        return (to_front(out, bdim).squeeze(1), 0) if single else (out, bdim)
+
+    return public
+
+
+for _n in (1, 2, 3):
+    pack.add(getattr(aten, f"conv{_n}d").default, _public(f"conv{_n}d", _n, transposed=False))
+    _packet = getattr(aten, f"conv_transpose{_n}d")
+    pack.add(_packet.default if _n == 1 else _packet.input, _public(f"conv_transpose{_n}d", _n, transposed=True))
