@@ -11,6 +11,7 @@ from .._errors import DataDependentError, UnsupportedError, user_location
 from .._ownership import same_storage
 from .._read import every_sample
 from .._registry import RulePack
+from .._unexpanded import Product, is_expanded, product
 from .getitem import batched_mask_error
 from .view import logical_shape
 
@@ -288,9 +289,34 @@ def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq
             f"vmap: embedding with scale_grad_by_freq=True and what is mapped would count indices over the whole batch, "
             f"at {user_location()}. Instead: scale_grad_by_freq=False."
         )
+    if is_expanded(weight, 0) and weight.ndim == 3:
+        return product(EMBEDDING, indices, weight, None, padding_idx), 0
+    return _expanded_embedding(indices, weight, None, padding_idx), 0
+
+
+def _expanded_embedding(indices: Any, weight: Any, _: None, padding_idx: int) -> Any:
+    """(B *), (B v d) -> (B * d)."""
     samples = torch.arange(weight.shape[0], device=weight.device).reshape(-1, *(1,) * (indices.ndim - 1))
     places = torch.where(indices < 0, weight.shape[1], indices)  # unlike an index, a token cannot be negative
     out = aten.index.Tensor(weight, [samples, places])
     if padding_idx >= 0:  # rows at the padding index get no gradient
         out = torch.where((indices == padding_idx).unsqueeze(-1), out.detach(), out)
-    return out, 0
+    return out
+
+
+def _embedding(indices: Any, weight: Any, _: None, padding_idx: int) -> Any:
+    return aten.embedding.default(weight, indices, padding_idx)
+
+
+def _embedding_backward(grad: Any, indices: Any, weight: Any, needs: Any, padding_idx: int) -> tuple[Any, Any, Any]:
+    """(B * d), (B *) -> (B v d): one table of all samples' rows, one sample's after the other."""
+    size, (count, width) = indices.shape[0], weight.shape
+    first_rows = torch.arange(0, size * count, count, device=indices.device).reshape(-1, *(1,) * (indices.ndim - 1))
+    rows = indices + first_rows
+    if padding_idx >= 0:
+        rows = torch.where(indices == padding_idx, -1, rows)  # -1: what the kernel takes for padding, below
+    table = aten.embedding_dense_backward.default(grad, rows, size * count, -1, False)
+    return None, table.reshape(size, count, width), None
+
+
+EMBEDDING = Product(_embedding, _embedding_backward, _expanded_embedding)
