@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.overrides import enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _dispatch, _fallback, _plans
@@ -39,10 +38,20 @@ class LoweredTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Answer an operation that came without our mode: from the autograd engine."""
+        """Answer an operation that came without our mode: from the autograd engine, or forward mode."""
+        about_shapes = _ABOUT_SHAPES.get(func)
+        if about_shapes is not None:
+            return about_shapes(*args)
         level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
-        with enable_reentrant_dispatch(), torch._C._EnableTorchFunction():
+        with torch._C._RestorePythonTLSSnapshot(), torch._C._EnableTorchFunction():  # as enable_reentrant_dispatch()
             return answer(level, func, args, kwargs or {})
+
+
+# What forward mode asks about the tangent of every result; a sample has no storage of its own that could be larger.
+_ABOUT_SHAPES: dict[Any, Callable[..., bool]] = {
+    torch.ops.aten.is_same_size.default: lambda x, y: x.shape == y.shape,
+    torch.ops.aten._has_same_storage_numel.default: lambda x, y: True,
+}
 
 
 def _lowered(args: Any) -> Any:
@@ -92,10 +101,14 @@ def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
         requires_grad: what the wrapper says of itself. Composite operators choose by it what to keep for the backward
             pass; the graph itself is recorded on the physical tensors.
     """
-    if x.layout is not torch.strided:
+    value, bdim = x._value, x._bdim
+    if value.layout is not torch.strided:
         raise UnsupportedError(f"vmap: no rule for this operation on a {x.layout} tensor, at {user_location()}")
+    shape, strides = value.shape, value.stride()
+    if bdim is not None:
+        shape, strides = shape[:bdim] + shape[bdim + 1 :], strides[:bdim] + strides[bdim + 1 :]
     wrapped = Tensor._make_wrapper_subclass(
-        LoweredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device, requires_grad=requires_grad
+        LoweredTensor, shape, strides=strides, dtype=value.dtype, device=value.device, requires_grad=requires_grad
     )
     wrapped._batched = x
     return wrapped

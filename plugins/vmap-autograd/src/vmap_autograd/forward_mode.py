@@ -41,13 +41,7 @@ def fw_primal(info: Level, in_dims: Any, dual: Any, level: int) -> tuple[Any, An
     return aten._fw_primal.default(dual, level), in_dims[0]
 
 
-# What PyTorch asks of a tangent when it sets it: those that come here are batched tangents of an unbatched primal.
-
-
-@pack.rule(aten._has_same_storage_numel.default)
-def has_same_storage_numel(info: Level, in_dims: Any, x: Any, other: Any) -> tuple[bool, None]:
-    """Say yes: a sample of a batched tensor has no storage of its own that could be larger."""
-    return True, None
+# What PyTorch does to a tangent when it sets it: here come batched tangents of an unbatched primal.
 
 
 @pack.rule(aten._new_zeros_with_same_feature_meta.default)

@@ -14,7 +14,6 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmap_core import vmap
 from vmap_core.extend import lowered_map
 
 from ._trace import Argnums, output_tensors, physical, replaced, select, split_aux, trace
@@ -131,7 +130,7 @@ def jacfwd(
                     pairs = [forward_ad.unpack_dual(o) for o in outputs]
                     return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
 
-            columns = _by_rows(push, inputs, chunk_size, lowered_map)
+            columns = _by_rows(push, inputs, chunk_size)
         sizes = [x.numel() for x in inputs]
         blocks = []
         for shape, c in zip(found["shapes"], columns, strict=True):
@@ -171,21 +170,13 @@ def _check(chunk_size: int | None, name: str) -> None:
         raise ValueError(f"{name}: `chunk_size` should be greater than 0, got {chunk_size}")
 
 
-def _vmapped(function: Callable[[list[Any]], list[Any]], vectors: list[Any]) -> list[Any]:
-    result: list[Any] = vmap(function)(vectors)
-    return result
-
-
-def _by_rows(
-    function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_size: int | None, mapped: Any = _vmapped
-) -> list[Any]:
+def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_size: int | None) -> list[Any]:
     """Apply a linear function to every row of the identity.
 
     Args:
-        function: takes a list of vectors, one for each of ``like``.
+        function: takes a list of vectors, one for each of ``like``, and only hands them to PyTorch.
         like: tensors whose elements, one after the other, number the rows.
         chunk_size: rows at a time.
-        mapped: applies the function to rows ``(rows, *shape)``.
 
     Returns:
         The results, ``(all rows, *)`` each.
@@ -198,7 +189,7 @@ def _by_rows(
         if rows[0].shape[0] == 1:
             chunks.append([x.unsqueeze(0) for x in function([v[0] for v in rows])])
         else:
-            chunks.append(mapped(function, rows))
+            chunks.append(lowered_map(function, rows))
     return chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 
