@@ -43,7 +43,8 @@ class LoweredTensor(Tensor):
         if about_shapes is not None:
             return about_shapes(*args)
         level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
-        with torch._C._RestorePythonTLSSnapshot(), torch._C._EnableTorchFunction():  # as enable_reentrant_dispatch()
+        # The first is what torch.overrides.enable_reentrant_dispatch() enters.
+        with torch._C._RestorePythonTLSSnapshot(), torch._C._EnableTorchFunction():  # type: ignore[attr-defined]
             return answer(level, func, args, kwargs or {})
 
 

@@ -5,9 +5,21 @@ from vmap_core.extend import RulePack, hookimpl
 from . import accumulate, checkpoint, forward_mode, function, functional
 from . import grad as grad_rule
 from .jacobians import hessian, jacfwd, jacrev
+from .per_sample import per_sample_grads
 from .transforms import grad, grad_and_value, jvp, linearize, vjp
 
-__all__ = ["grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp", "linearize", "vjp", "vmap_rules"]
+__all__ = [
+    "grad",
+    "grad_and_value",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jvp",
+    "linearize",
+    "per_sample_grads",
+    "vjp",
+    "vmap_rules",
+]
 
 
 @hookimpl

@@ -95,10 +95,11 @@ def _public(name: str, spatial: int, transposed: bool) -> Any:
         value = list(value) if isinstance(value, list | tuple) else [value]
         return value * spatial if len(value) == 1 else value
 
-    def public(info, in_dims, x, weight, bias=None, *given):
+    def public(info: Any, in_dims: Any, x: Any, weight: Any, bias: Any = None, *given: Any) -> Any:
         """(N, C, *) or (C, *), (O, C / groups, *), (O) -> (N, O, *) or (O, *)."""
-        stride, padding, *rest = (*given, *defaults[len(given) :])
-        output_padding, groups, dilation = rest if transposed else (0, rest[1], rest[0])
+        options: tuple[Any, ...] = (*given, *defaults[len(given) :])
+        stride, padding, *rest = options
+        output_padding, groups, dilation = tuple(rest) if transposed else (0, rest[1], rest[0])
         x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
         rank = x.ndim - (x_bdim is not None)
         if rank not in (spatial + 1, spatial + 2):
@@ -109,8 +110,8 @@ def _public(name: str, spatial: int, transposed: bool) -> Any:
         single = rank == spatial + 1
         if single:
             x, x_bdim = (x.unsqueeze(0), None) if x_bdim is None else (to_front(x, x_bdim).unsqueeze(1), 0)
-        options = (spread(stride), spread(padding), spread(dilation), transposed, spread(output_padding), groups)
-        out, bdim = convolution(info, (x_bdim, w_bdim, b_bdim), x, weight, bias, *options)
+        spatial_options = (spread(stride), spread(padding), spread(dilation), transposed, spread(output_padding))
+        out, bdim = convolution(info, (x_bdim, w_bdim, b_bdim), x, weight, bias, *spatial_options, groups)
         return (to_front(out, bdim).squeeze(1), 0) if single else (out, bdim)
 
     return public
