@@ -7,7 +7,6 @@ same table of rules. So every composite operator works as soon as its parts do.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 from torch._decomp import decomposition_table
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, temporarily_restore_interpreter_stack
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,9 +66,10 @@ def _lowered(args: Any) -> Any:
 class _Lowering(TorchDispatchMode):
     """Also catches factories and plain tensors inside a lowered call."""
 
-    def __init__(self, level: Level) -> None:
+    def __init__(self, level: Level, functorch: list[Any] | None = None) -> None:
         super().__init__()
         self.level = level
+        self.functorch = functorch
         # The dispatcher's state as door 1 sees it: above autograd, so that physical operations are recorded.
         self.outside = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 
@@ -77,7 +78,10 @@ class _Lowering(TorchDispatchMode):
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
         with torch._C._ForceDispatchKeyGuard(*self.outside), torch._C._EnableTorchFunction():
-            return answer(self.level, func, args, kwargs)
+            if self.functorch is None:
+                return answer(self.level, func, args, kwargs)
+            with temporarily_restore_interpreter_stack(self.functorch):
+                return answer(self.level, func, args, kwargs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -157,10 +161,13 @@ def run_lowered(
     """
 
     record = mode and not mutates and torch.is_grad_enabled()
+    functorch = mode and torch._C._are_functorch_transforms_active()
 
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor:
             return lower(_at(level, a), requires_grad=record and a.requires_grad)
+        if functorch and isinstance(a, Tensor):  # a wrapper of torch.func's
+            return lower(BatchedTensor(a, None, level), requires_grad=record and a.requires_grad)
         return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
 
     def raise_(a: Any) -> Any:
@@ -172,9 +179,17 @@ def run_lowered(
 
     lowered, lowered_kwargs = [lower_(a) for a in args], {k: lower_(v) for k, v in kwargs.items()}
     # Levels further out must not see the wrappers: they come back on for every physical operation.
-    with torch._C.DisableTorchFunction(), _Lowering(level) if mode else contextlib.nullcontext():
-        out = function(*lowered, **lowered_kwargs)
-    return raise_(out)
+    with torch._C.DisableTorchFunction():
+        if not mode:
+            return raise_(function(*lowered, **lowered_kwargs))
+        if not functorch:
+            with _Lowering(level):
+                return raise_(function(*lowered, **lowered_kwargs))
+        with (
+            temporarily_clear_interpreter_stack() as stack,
+            _Lowering(level, stack),
+        ):  # nor must torch.func's transforms
+            return raise_(function(*lowered, **lowered_kwargs))
 
 
 def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch.Plan:

@@ -87,7 +87,9 @@ def set_grad(info: Level, x: Any, grad: Any) -> None:
     """``x.grad = grad``."""
     (value,), (bdim,), batched = unwrap(info, (x,))
     if batched and grad is not None:
+        shared = unwrap(info, (grad,))[1][0] is None
         grad = aligned(info, grad, bdim)
+        grad = grad.clone(memory_format=torch.contiguous_format) if shared else grad  # backward() adds to it in place
     elif type(grad) is BatchedTensor and grad._level is info:
         (grad,), (grad_dim,), _ = unwrap(info, (grad,))
         if grad_dim is not None:

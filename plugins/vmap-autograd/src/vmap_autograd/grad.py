@@ -128,8 +128,14 @@ def seed(info: Level, output: Any, vector: Any) -> Any:
 
 def aligned(info: Level, x: Any, bdim: int) -> Any:
     """Return a physical value with its batch dim at ``bdim``, an unbatched one expanded."""
-    (value,), (dim,), _ = unwrap(info, (x,))
+    value, dim = unwrapped(info, x)
     return value if dim == bdim else ensure_bdim(value, dim, info.batch_size).movedim(0, bdim)
+
+
+def unwrapped(info: Level, x: Any) -> tuple[Any, int | None]:
+    """Return the physical value and batch dim of one tensor."""
+    (value,), (bdim,), _ = unwrap(info, (x,))
+    return value, bdim
 
 
 def _batched_vectors(
@@ -192,11 +198,25 @@ def _through_shared_graph(
         grads = torch.autograd.grad(outputs, inputs, values, retain_graph=keep, **options)
         return tuple(wrap(info, g, None) for g in grads)
 
+    if torch._C._are_functorch_transforms_active():  # of torch.func, which would record the lowered operations
+        return _in_a_loop(info, outputs, inputs, vectors, keep, options)
+
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)
 
     grads = run_lowered(info, engine, tuple(vectors), {}, mode=False)
     return tuple(g if type(g) is BatchedTensor or g is None else wrap(info, g, None) for g in grads)
+
+
+def _in_a_loop(
+    info: Level, outputs: Any, inputs: Any, vectors: Any, keep: bool, options: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Run the engine once a sample."""
+    rows = zip(*(ensure_bdim(*unwrapped(info, v), info.batch_size) for v in vectors), strict=True)
+    grads = [torch.autograd.grad(outputs, inputs, row, retain_graph=True, **options) for row in rows]
+    if not grads:
+        return tuple(wrap(info, x.new_zeros((0, *x.shape)), 0) for x in inputs)
+    return tuple(None if g[0] is None else wrap(info, torch.stack(g), 0) for g in zip(*grads, strict=True))
 
 
 def _below_outer_level(

@@ -63,7 +63,7 @@ def jacrev(
         rows = _by_rows(lambda vectors: pull(tree_unflatten(vectors, out_spec)), outputs, chunk_size)
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
         blocks = [
-            [parts[j][i].reshape(*o.shape, *x.shape) for j, x in enumerate(traced.inputs)]
+            [parts[j][i].reshape((*o.shape, *x.shape)) for j, x in enumerate(traced.inputs)]
             for i, o in enumerate(outputs)
         ]
         result = tree_unflatten([tree_unflatten(b, traced.in_spec) for b in blocks], out_spec)
@@ -135,7 +135,7 @@ def jacfwd(
         blocks = []
         for shape, c in zip(found["shapes"], columns, strict=True):
             own = [
-                part.movedim(0, -1).reshape(*shape, *x.shape) for part, x in zip(c.split(sizes), inputs, strict=True)
+                part.movedim(0, -1).reshape((*shape, *x.shape)) for part, x in zip(c.split(sizes), inputs, strict=True)
             ]
             blocks.append(tree_unflatten(own, in_spec))
         result = tree_unflatten(blocks, found["spec"])
@@ -183,6 +183,8 @@ def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_
     """
     count = sum(x.numel() for x in like)
     step = count if chunk_size is None else chunk_size
+    if torch._C._are_functorch_transforms_active():  # of torch.func, which would record the lowered operations
+        step = 1
     chunks = []
     for start in range(0, max(count, 1), max(step, 1)):
         rows = [physical(v) for v in _identity_rows(like, start, min(start + step, count))]
@@ -200,6 +202,6 @@ def _identity_rows(like: list[Any], start: int, stop: int) -> list[Any]:
         size = x.numel()
         piece = torch.zeros(stop - start, size, dtype=x.dtype, device=x.device)
         piece.diagonal(start - offset).fill_(1)
-        pieces.append(piece.reshape(stop - start, *x.shape))
+        pieces.append(piece.reshape((stop - start, *x.shape)))
         offset += size
     return pieces

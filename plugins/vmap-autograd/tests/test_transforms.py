@@ -1,0 +1,250 @@
+"""grad, vjp, jvp, linearize, jacrev, jacfwd, hessian: beside torch.func, alone and composed with each other."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten
+
+import vmap_autograd
+from vmap_autograd import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, vjp
+from vmap_core import vmap
+
+torch.manual_seed(0)
+W = torch.randn(3, 4, dtype=torch.double)
+X = torch.randn(4, dtype=torch.double)
+SCALES = torch.tensor([1.0, 2.0], dtype=torch.double)
+
+
+def f(x):
+    return torch.tanh(W @ x) * x.sum()
+
+
+def s(x):
+    return f(x).square().sum()
+
+
+def total(tree):
+    return sum(leaf.sum() for leaf in tree_flatten(tree)[0])
+
+
+def composed(library, map_, names):
+    """Wrap f in transforms, the first innermost."""
+    g = f
+    for name in names:
+        g = {
+            "grad": lambda g: library.grad(lambda x: total(g(x))),
+            "jacrev": lambda g: library.jacrev(g),
+            "jacfwd": lambda g: library.jacfwd(g),
+            "hessian": lambda g: library.hessian(g),
+            "jvp": lambda g: lambda x: library.jvp(g, (x,), (torch.cos(x),))[1],
+            "vjp": lambda g: lambda x: (lambda out, fn: fn(torch.sin(out))[0])(*library.vjp(g, x)),
+            "linearize": lambda g: lambda x: library.linearize(g, x)[1](torch.cos(x)),
+            "vmap": lambda g: lambda x: map_(lambda k: g(x * k))(SCALES),
+        }[name](g)
+    return g
+
+
+NAMES = ["grad", "jacrev", "jacfwd", "hessian", "jvp", "vjp", "linearize", "vmap"]
+TRIPLES = list(itertools.product(NAMES, repeat=3))
+
+
+def check(names):
+    """Compare with torch.func; its linearize, which traces, stands no composition, and a jvp is the same."""
+    ours = composed(vmap_autograd, vmap, names)(X)
+    theirs = composed(torch.func, torch.func.vmap, [n.replace("linearize", "jvp") for n in names])(X)
+    torch.testing.assert_close(ours, theirs)
+    assert not ours.requires_grad
+
+
+@pytest.mark.parametrize(
+    "names", [*itertools.product(NAMES, repeat=1), *itertools.product(NAMES, repeat=2)], ids="-".join
+)
+def test_pairs(names):
+    check(names)
+
+
+@pytest.mark.parametrize("names", [t for t in TRIPLES if t.count("hessian") < 2], ids="-".join)
+def test_triples(names):
+    check(names)
+
+
+@pytest.mark.parametrize("name", ["grad", "jacrev", "jacfwd", "hessian", "jvp", "vjp"])
+def test_under_torch_func(name):
+    """The gradient, by torch.func, of what one of our transforms computes in our vmap."""
+    rows = torch.randn(3, 4, dtype=torch.double)
+    mine, theirs = composed(vmap_autograd, vmap, [name]), composed(torch.func, torch.func.vmap, [name])
+    ours = torch.func.grad(lambda x: total(vmap(mine)(x)))(rows)
+    torch.testing.assert_close(ours, torch.func.grad(lambda x: total(torch.func.vmap(theirs)(x)))(rows))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_lead_on_to_what_requires_grad_outside(name):
+    x, w = X.clone().requires_grad_(), torch.randn(4, dtype=torch.double, requires_grad=True)
+
+    def run(library, map_):
+        global f
+        inner = f
+        try:
+            f = lambda x: inner(x * w)  # noqa: E731
+            out = total(composed(library, map_, [name])(x))
+        finally:
+            f = inner
+        return torch.autograd.grad(out, (x, w))
+
+    ours = run(vmap_autograd, vmap)
+    for a, b in zip(ours, run(torch.func if name != "linearize" else vmap_autograd, torch.func.vmap), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert not composed(vmap_autograd, vmap, [name])(x).requires_grad
+
+
+def test_argnums_trees_and_aux():
+    def g(params, x, *, scale):
+        y = (params["w"] * x).sin().sum() + params["b"] * scale
+        return y, {"y": y * 2}
+
+    params = {"w": torch.randn(4, dtype=torch.double), "b": torch.tensor(2.0, dtype=torch.double)}
+    for argnums in (0, 1, -1, (0, 1), (1, 0)):
+        ours = grad(g, argnums, has_aux=True)(params, X, scale=2.0)
+        theirs = torch.func.grad(g, argnums, has_aux=True)(params, X, scale=2.0)
+        torch.testing.assert_close(ours, theirs)
+        ours = grad_and_value(g, argnums, has_aux=True)(params, X, scale=2.0)
+        torch.testing.assert_close(ours, torch.func.grad_and_value(g, argnums, has_aux=True)(params, X, scale=2.0))
+        for mine in (jacrev, jacfwd):  # torch.func.jacfwd takes no keywords, and gives zeros for argnums=-1
+            ours, aux = mine(g, argnums, has_aux=True)(params, X, scale=2.0)
+            expected, expected_aux = torch.func.jacrev(g, argnums, has_aux=True)(params, X, scale=2.0)
+            torch.testing.assert_close(ours, expected)
+            torch.testing.assert_close(aux, expected_aux)
+    out, fn, aux = vjp(lambda p: g(p, X, scale=1.0), params, has_aux=True)
+    torch.testing.assert_close(fn(torch.ones_like(out)), (grad(lambda p: g(p, X, scale=1.0)[0])(params),))
+    assert not aux["y"].requires_grad
+    out, tangent, aux = jvp(lambda p: g(p, X, scale=1.0), (params,), (params,), has_aux=True)
+    torch.testing.assert_close((aux["y"], tangent.shape), (out * 2, torch.Size([])))
+    assert grad(lambda x: (x.sum(), "any object"), has_aux=True)(X)[1] == "any object"
+
+
+def test_trees_of_outputs_and_inputs_in_jacobians():
+    def g(x, y):
+        return {"a": x["u"] * y.sum(), "b": (x["u"].sum(), x["v"] @ y)}
+
+    x = {"u": torch.randn(2, dtype=torch.double), "v": torch.randn(3, 4, dtype=torch.double)}
+    for argnums in (0, 1, (0, 1)):
+        expected = torch.func.jacrev(g, argnums)(x, X)
+        torch.testing.assert_close(jacrev(g, argnums)(x, X), expected)
+        torch.testing.assert_close(jacfwd(g, argnums)(x, X), expected)
+        for chunk_size in (1, 2, 3, 100):
+            torch.testing.assert_close(jacrev(g, argnums, chunk_size=chunk_size)(x, X), expected)
+            torch.testing.assert_close(jacfwd(g, argnums, chunk_size=chunk_size)(x, X), expected)
+    torch.testing.assert_close(hessian(s, chunk_size=2)(X), torch.func.hessian(s)(X))
+
+
+def test_the_function_runs_once_a_jacobian():
+    calls = []
+
+    def g(x):
+        calls.append(1)
+        return f(x)
+
+    jacrev(g, chunk_size=2)(X), jacfwd(g)(X)
+    assert len(calls) == 2
+
+
+def test_empty_and_complex():
+    for shape in ((0,), (2, 0)):
+        x = torch.randn(shape, dtype=torch.double)
+        torch.testing.assert_close(jacrev(torch.sin)(x), torch.func.jacrev(torch.sin)(x))
+        torch.testing.assert_close(jacfwd(torch.sin)(x), jacrev(torch.sin)(x))
+    z = torch.randn(3, dtype=torch.cdouble)
+    torch.testing.assert_close(
+        grad(lambda z: z.abs().square().sum())(z), torch.func.grad(lambda z: z.abs().square().sum())(z)
+    )
+
+
+def test_unused_inputs_and_constant_outputs():
+    for g in (lambda x: torch.ones((), dtype=torch.double), lambda x: X.sum()):
+        torch.testing.assert_close(grad(g)(X), torch.zeros_like(X))
+        torch.testing.assert_close(jacrev(g)(X), torch.zeros_like(X))
+        torch.testing.assert_close(jacfwd(g)(X), torch.zeros_like(X))
+        torch.testing.assert_close(linearize(g, X)[1](X), torch.zeros((), dtype=torch.double))
+    with pytest.raises(RuntimeError, match="strict"):
+        jvp(lambda x: torch.ones(2), (X,), (X,), strict=True)
+    with pytest.raises(RuntimeError, match="strict"):
+        jvp(lambda x: jvp(lambda y: x * 1, (X,), (X,), strict=True)[1], (X,), (X,))
+
+
+def test_perturbations_are_not_confused():
+    """The inner derivative is by y only, although x has the same value and is in use."""
+
+    def g(x):
+        return x * grad(lambda y: x * y)(x)
+
+    x = torch.tensor(3.0)
+    assert grad(g)(x) == 6.0  # d(x * x)/dx
+    inner = lambda x: x * jvp(lambda y: x * y, (x,), (torch.tensor(1.0),))[1]  # noqa: E731
+    assert jvp(inner, (x,), (torch.tensor(1.0),))[1] == 6.0
+
+
+def test_a_no_grad_block_inside_hides_a_value():
+    def g(x):
+        with torch.no_grad():
+            shift = x * 2
+        return (x * shift).sum()
+
+    torch.testing.assert_close(grad(g)(X), 2 * X)
+    with torch.no_grad():
+        torch.testing.assert_close(grad(g)(X), 2 * X)
+
+
+@pytest.mark.parametrize("in_dims", [(None, 0), (0, 0), (1, 0), (0, None)])
+def test_per_sample(in_dims):
+    w = torch.randn(*((3, 3) if in_dims[0] is not None else (3,)), dtype=torch.double)
+    x = torch.randn(*((3, 3) if in_dims[1] is not None else (3,)), dtype=torch.double)
+
+    def loss(w, x):
+        return (torch.tanh(w * x).sum() + (x @ w) ** 2).square()
+
+    for transform in ("grad", "jacrev", "jacfwd", "hessian"):
+        ours = vmap(getattr(vmap_autograd, transform)(loss), in_dims)(w, x)
+        torch.testing.assert_close(ours, torch.func.vmap(getattr(torch.func, transform)(loss), in_dims)(w, x))
+
+
+def test_vjp_fn_is_mapped_at_several_levels():
+    x = torch.randn(5, 4, dtype=torch.double)
+
+    def jacobian(x):
+        _, fn = vjp(f, x)
+        return vmap(fn)(torch.eye(3, dtype=torch.double))[0]
+
+    torch.testing.assert_close(vmap(jacobian)(x), torch.func.vmap(torch.func.jacrev(f))(x))
+
+
+@pytest.mark.parametrize(
+    ("run", "match"),
+    [
+        (lambda: grad(f)(X), "Expected f.*scalar tensor, got tensor with 1 dims"),
+        (lambda: grad(lambda x: 3)(X), "Expected f.*to return a Tensor, got"),
+        (lambda: grad(s, argnums=1)(X), "argnums=1 but the function got 1 positional"),
+        (lambda: grad(s, argnums=())(X), "argnums must be an int or a non-empty tuple"),
+        (lambda: jacrev(lambda x, y: x * y, argnums=(0, -2))(X, X), "names an argument twice"),
+        (lambda: grad(s, has_aux=True)(X), "must return .output, aux."),
+        (lambda: grad(s)(torch.arange(4)), "floating point"),
+        (lambda: vjp(f, X)[1](X), "cotangent of the output's shape"),
+        (lambda: vjp(f, X)[1]((X, X)), "pytree structure of cotangents"),
+        (lambda: jvp(f, (X,), (X[:2],)), "tangent of the primal's shape"),
+        (lambda: jvp(f, X, X), "to be tuples"),
+        (lambda: jvp(f, (X,), (X, X)), "same python structure"),
+        (lambda: jacrev(lambda x: (x, 3))(X), "return only tensors"),
+    ],
+)
+def test_errors(run, match):
+    with pytest.raises(RuntimeError, match=match):
+        run()
+
+
+def test_chunk_size_must_be_positive():
+    for transform in (jacrev, jacfwd):
+        with pytest.raises(ValueError, match="greater than 0"):
+            transform(f, chunk_size=0)
+    with pytest.raises(ValueError, match="hold only tensors"):
+        grad(lambda x: x[0] * 1.0)((X.sum(), 3))
