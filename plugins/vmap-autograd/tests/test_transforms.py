@@ -111,9 +111,11 @@ def test_argnums_trees_and_aux():
         torch.testing.assert_close(ours, theirs)
         ours = grad_and_value(g, argnums, has_aux=True)(params, X, scale=2.0)
         torch.testing.assert_close(ours, torch.func.grad_and_value(g, argnums, has_aux=True)(params, X, scale=2.0))
-        for mine in (jacrev, jacfwd):  # torch.func.jacfwd takes no keywords, and gives zeros for argnums=-1
+        for mine in (jacrev, jacfwd):  # torch.func.jacfwd gives zeros for argnums=-1
             ours, aux = mine(g, argnums, has_aux=True)(params, X, scale=2.0)
-            expected, expected_aux = torch.func.jacrev(g, argnums, has_aux=True)(params, X, scale=2.0)
+            expected, expected_aux = torch.func.jacrev(lambda p, x: g(p, x, scale=2.0), argnums, has_aux=True)(
+                params, X
+            )
             torch.testing.assert_close(ours, expected)
             torch.testing.assert_close(aux, expected_aux)
     out, fn, aux = vjp(lambda p: g(p, X, scale=1.0), params, has_aux=True)
