@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core.testing import Levels, batched, choices, nested_choices, strongest
 
-MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient")
+from .derivatives import jvp, vjp
+
+MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient", "vjp", "jvp")
 
 
 @dataclass
@@ -141,6 +143,11 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
                 run = _function(_out(function_of(op)), spec, leaves, places)
             if mode == "gradient" and not (op.supports_autograd and any(t.is_floating_point() for t in tensors)):
                 continue
+            if mode in ("vjp", "jvp"):
+                supported = op.supports_autograd if mode == "vjp" else op.supports_forward_ad
+                if not (supported and any(t.is_floating_point() for t in tensors)):
+                    continue
+                run = (vjp if mode == "vjp" else jvp)(function)
             writes = mode == "inplace" and not is_view(op.name + "_")
             yield Case(mode, run, tensors, levels, sizes, strength, label, writes)
 
@@ -162,12 +169,14 @@ def plans(ranks: list[int]) -> Iterator[tuple[str, Levels, tuple[int, ...]]]:
         yield mode, [dims], (3,)
         if mode != "mixed":
             yield "gradient", [dims], (3,)
+            yield "vjp", [dims], (3,)
+            yield "jvp", [dims], (3,)
         if mode == "mixed" or dims in ends:
             yield "inplace", [dims], (3,)
             yield "out", [dims], (3,)
     for levels in nested_choices(ranks):
         yield "nested", levels, (3, 2)
-    for mode in ("inplace", "out", "gradient"):
+    for mode in ("inplace", "out", "gradient", "vjp"):
         yield mode, [front, last], (2, 3)
     for dims in ends:
         for size in (0, 1):
