@@ -25,7 +25,7 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "allclose": ({"error"}, READ),
     "argwhere": ({"error"}, DYNAMIC),
     "as_strided_scatter": (
-        {"gradient:differs"},
+        {"gradient:differs", "vjp:differs"},
         "PyTorch's backward gives the overwritten elements of self a gradient, and reads "
         "a gradient that is a view at the wrong offset; ours gives the derivative",
     ),
@@ -69,6 +69,10 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         "bags of other lengths in every sample: no batched algorithm yet; max_norm writes to the weight that samples share",
     ),
     "nn.functional.gaussian_nll_loss": ({"error"}, "PyTorch's own code asks whether the batched variance is negative"),
+    "nn.functional.nll_loss": (
+        {"jvp:differs"},
+        "PyTorch's forward mode leaves out the tangent of the class weights; with batched weights ours gives the derivative",
+    ),
     "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.linear_cross_entropy.chunked": (
         {"fallback", "sizes:error"},
