@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core.testing import Levels, batched, choices, nested_choices, strongest
 
-from .derivatives import jvp, vjp
+from .derivatives import jvp, of_vectors, vjp
 
-MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient", "vjp", "jvp")
+MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient", "vjp", "jvp", "vectors")
 
 
 @dataclass
@@ -128,6 +128,8 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
             str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a)[:40] for a in leaves
         )
         ranks = [t.ndim for t in tensors]
+        if "vectors" in modes and op.supports_autograd:
+            yield from _vector_cases(function, tensors, label)
         for mode, levels, sizes in plans(ranks):
             if mode not in modes or (layout and any(dim for dims in levels for dim in dims)):
                 continue
@@ -150,6 +152,16 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
                 run = (vjp if mode == "vjp" else jvp)(function)
             writes = mode == "inplace" and not is_view(op.name + "_")
             yield Case(mode, run, tensors, levels, sizes, strength, label, writes)
+
+
+def _vector_cases(function: Callable[..., list[Any]], tensors: list[Tensor], label: str) -> Iterator[Case]:
+    shared = of_vectors(function, tensors)
+    if shared is None:
+        return
+    run, vectors = shared
+    front, last = (0,) * len(vectors), tuple(v.ndim for v in vectors)
+    for levels, sizes in (([front], (3,)), ([last], (3,)), ([front, last], (2, 3)), ([front], (1,)), ([front], (0,))):
+        yield Case("vectors", run, vectors, levels, sizes, "scaled", label)
 
 
 def is_view(name: str) -> bool:

@@ -56,7 +56,9 @@ def run(vmap: Vmap, case: Case, random: bool) -> Outcome:
     if 0 in case.sizes:
         problem = empty_difference(one, got, case.sizes)
     else:
-        problem = difference(expected, got, values=not random, slack=10 if case.mode in ("gradient", "vjp", "jvp") else 1)
+        problem = difference(
+            expected, got, values=not random, slack=10 if case.mode in ("gradient", "vjp", "jvp", "vectors") else 1
+        )
     if not problem and case.writes:
         problem = difference(got[:1], [_batch_first(inputs[0], case)])
         problem = problem and f"the input was not written through: {problem}"

@@ -58,6 +58,24 @@ def _peer_vjp(function: Function, tensors: tuple[Any, ...], at: list[int]) -> li
     return [*outputs, *others, *pull(tuple(_weights(o) for o in outputs))]
 
 
+def of_vectors(function: Function, tensors: list[Any]) -> tuple[Function, list[Any]] | None:
+    """Return the vjp at one sample as a function of vectors alone, and vectors; None if nothing requires grad.
+
+    The graph is one that all vectors share: what is mapped is the backward pass.
+    """
+    inputs = [t.detach().clone().requires_grad_(_differentiable(t)) for t in tensors]
+    outputs = [o for o in function(*(t.clone() for t in inputs)) if o.requires_grad]
+    leaves = [t for t in inputs if t.requires_grad]
+    if not outputs or not leaves:
+        return None
+
+    def run(*vectors: Any) -> list[Any]:
+        grads = torch.autograd.grad(outputs, leaves, vectors, retain_graph=True, allow_unused=True)
+        return [g for g in grads if g is not None]
+
+    return run, [_weights(o) for o in outputs]
+
+
 def jvp(function: Function) -> Function:
     """Return a function that computes the function and its jvp: outputs, then their tangents."""
 

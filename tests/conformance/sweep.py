@@ -94,7 +94,7 @@ def sweep_one(impl: str, op: Any, modes: tuple[str, ...], limit: int | None, ver
     random = is_random(op)
     result: dict[str, Any] = {}
     for case in cases(op, dtype, modes, limit):
-        if case.mode in ("gradient", "vjp", "jvp") and (random or not dtype.is_floating_point):
+        if case.mode in ("gradient", "vjp", "jvp", "vectors") and (random or not dtype.is_floating_point):
             continue
         outcome: Outcome = run(vmap, case, random)
         old = result.setdefault(case.mode, {"verdict": "skip", "detail": "", "cases": 0, "bad": 0})

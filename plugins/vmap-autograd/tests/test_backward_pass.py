@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from vmap_core import vmap
+from vmap_core import UnsupportedError, vmap
 
 torch.manual_seed(0)
 X = torch.randn(4, 3)
@@ -161,6 +161,15 @@ def test_modes_outside_and_set_grad_enabled():
     torch.testing.assert_close(gradients(vmap(switched)(x), x)[0], torch.ones(4, 3))
     with torch.inference_mode():
         assert vmap(lambda x: x * 2)(X).is_inference()
+
+
+def test_hooks_of_nodes_that_know_no_samples_are_an_error():
+    x = X.clone().requires_grad_()
+    for name in ("register_hook", "register_prehook"):
+        with pytest.raises(UnsupportedError, match="node MulBackward0.*register_hook of the tensor"):
+            vmap(lambda x, name=name: getattr((x * x).grad_fn, name)(print))(x)
+    with pytest.raises(UnsupportedError, match="GradientEdge"):
+        vmap(lambda x: torch.autograd.grad((x * x).sum(), torch.autograd.graph.get_gradient_edge(x)))(x)
 
 
 def test_anomaly_mode_and_graph_metadata():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, _read
+from . import _dispatch, _node, _read
 
 if TYPE_CHECKING:
     from ._level import Level
@@ -122,6 +122,11 @@ class BatchedTensor(_Head):
         """Bytes of one sample's tensor."""
         return self.numel() * self.element_size()
 
+    @property
+    def grad_fn(self) -> Any:
+        """The node of the graph that made the physical tensor; its hooks would see all samples at once."""
+        return _node.of_sample(_dispatch.physically(_get_grad_fn, self._value))
+
     # Reads of the value: all of them through one door.
 
     def item(self) -> Any:
@@ -197,6 +202,7 @@ class BatchedTensor(_Head):
 
 
 _get_shape = operator.attrgetter("shape")
+_get_grad_fn = operator.attrgetter("grad_fn")
 _get_ndim = operator.attrgetter("ndim")
 _get_stride = operator.methodcaller("stride")
 
@@ -291,7 +297,7 @@ _NOT_GENERATED = {
 
 # Facts that are the same for the physical tensor: read off it, without a rule.
 METADATA_PROPERTIES = (
-    "dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "itemsize", "is_cpu", "is_cuda", "is_ipu",
+    "dtype", "device", "layout", "requires_grad", "is_leaf", "itemsize", "is_cpu", "is_cuda", "is_ipu",
     "is_maia", "is_meta", "is_mkldnn", "is_mps", "is_mtia", "is_nested", "is_quantized", "is_sparse",
     "is_sparse_csr", "is_vulkan", "is_xla", "is_xpu", "_version", "output_nr", "retains_grad", "name",
 )  # fmt: skip
