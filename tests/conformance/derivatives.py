@@ -64,7 +64,13 @@ def of_vectors(function: Function, tensors: list[Any]) -> tuple[Function, list[A
     The graph is one that all vectors share: what is mapped is the backward pass.
     """
     inputs = [t.detach().clone().requires_grad_(_differentiable(t)) for t in tensors]
-    outputs = [o for o in function(*(t.clone() for t in inputs)) if o.requires_grad]
+    try:
+        outputs = [o for o in function(*(t.clone() for t in inputs)) if o.requires_grad]
+    except RuntimeError as error:
+        if "not differentiable" not in str(error):  # some arguments are not: running statistics, class weights
+            raise
+        inputs = [t.detach().clone().requires_grad_(not i) for i, t in enumerate(tensors)]
+        outputs = [o for o in function(*(t.clone() for t in inputs)) if o.requires_grad]
     leaves = [t for t in inputs if t.requires_grad]
     if not outputs or not leaves:
         return None

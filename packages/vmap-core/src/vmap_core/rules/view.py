@@ -321,7 +321,8 @@ pack.family(
 @pack.rule(aten.view_as_real.default)
 def view_as_real(info, in_dims, x):
     """Complex (*) -> (*, 2)."""
-    return torch.view_as_real(x), in_dims[0]
+    # The dispatcher's door does not see that a conjugate is lazy, so PyTorch has not resolved it.
+    return torch.view_as_real(x.resolve_conj()), in_dims[0]
 
 
 @pack.rule(aten.view_as_complex.default)

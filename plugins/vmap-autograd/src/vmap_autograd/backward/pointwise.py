@@ -1,0 +1,34 @@
+"""Backward operators that go element by element, but are not tagged so, or have a kernel that does not broadcast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmap_core.extend import Level, RulePack, ensure_bdim, pad_rank, pointwise
+
+aten = torch.ops.aten
+pack = RulePack("autograd.backward.pointwise")
+pack.family(pointwise, aten.hardshrink_backward.default, aten.softshrink_backward.default)
+
+
+@pack.rule(aten.gelu_backward.default)
+def gelu_backward(info: Level, in_dims: Any, grad: Any, x: Any, *, approximate: str = "none") -> tuple[Tensor, int]:
+    """(*), (*) -> (*). The kernel wants equal shapes, in equal layouts."""
+    grad, x = (ensure_bdim(t, d, info.batch_size).contiguous() for t, d in zip((grad, x), in_dims[:2], strict=True))
+    return aten.gelu_backward.default(grad, x, approximate=approximate), 0
+
+
+@pack.rule(aten.masked_scatter_backward.default)
+def masked_scatter_backward(info: Level, in_dims: Any, grad: Any, mask: Any, sizes: Any) -> tuple[Tensor, int]:
+    """(*), (*), sizes -> (sizes): the elements under the mask, in their order, then zeros."""
+    size = info.batch_size
+    rank = max(grad.ndim - (in_dims[0] is not None), mask.ndim - (in_dims[1] is not None), 1)
+    own = [pad_rank(ensure_bdim(t, d, size), 0, rank) for t, d in zip((grad, mask), in_dims[:2], strict=True)]
+    grad, mask = (t.flatten(1) for t in torch.broadcast_tensors(*own))
+    count = torch.Size(sizes).numel()
+    place = torch.where(mask, mask.cumsum(1) - 1, count)  # one more place, for what the mask leaves out
+    out = grad.new_zeros(size, count + 1).scatter(1, place.clamp(max=count), grad)
+    return out[:, :count].reshape(size, *sizes), 0
