@@ -361,7 +361,9 @@ def as_strided(info, in_dims, x, size, stride, storage_offset=None):
     reach = sum((k - 1) * s for k, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
     own = sum((k - 1) * s for d, (k, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
     start = storage_offset - x.storage_offset()
-    if n > 1 and (start < 0 or start + reach > max(own, 0)):
+    if not reach:  # nothing, wherever it lies
+        storage_offset = x.storage_offset()
+    elif n > 1 and (start < 0 or start + reach > max(own, 0)):
         raise RuntimeError(
             f"vmap: as_strided(size={list(size)}, stride={list(stride)}, storage_offset={storage_offset}) would leave "
             f"the memory of one sample, of shape {logical_shape(x, bdim)}"

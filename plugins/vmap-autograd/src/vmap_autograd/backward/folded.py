@@ -36,6 +36,8 @@ def of_images(op: Any, spatial: int, shape_only: bool = False) -> Any:
         n = given[1].shape[1]
         if with_n:
             given = [_flat(a, shape_only and i == 1) if isinstance(a, Tensor) else a for i, a in enumerate(given)]
+        else:
+            given = [a.contiguous() if isinstance(a, Tensor) else a for a in given]
         out = op(*given, **kwargs)
         if not with_n:
             return out, 0
@@ -54,7 +56,7 @@ def _flat(x: Tensor, shape_only: bool) -> Tensor:
     """(B, N, *) -> (B * N, *); without its values, if only the shape counts: a shared tensor need not be copied."""
     if shape_only:
         return x.new_empty(1).expand(x.shape[0] * x.shape[1], *x.shape[2:])
-    return x.flatten(0, 1)
+    return x.flatten(0, 1).contiguous()  # some kernels read memory as if it were
 
 
 IMAGES = {
