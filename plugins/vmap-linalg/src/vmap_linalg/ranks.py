@@ -28,8 +28,14 @@ def matrices(op: Any, signature: str) -> Any:
     return _one(op, ranks[0], out_ranks) if len(ranks) == 1 else _several(op, ranks, out_ranks)
 
 
+def function(op: Any) -> Any:
+    """Return the function that users call for an operator: it says more about wrong arguments, and costs less."""
+    name = op._schema.name.removeprefix("aten::")
+    return getattr(torch.linalg, name.removeprefix("linalg_")) if name.startswith("linalg_") else emitter(op)
+
+
 def _one(op: Any, rank: int, outputs: list[int]) -> Any:
-    emit = emitter(op)
+    emit = function(op)
 
     def one_matrix(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
@@ -50,7 +56,7 @@ def _one(op: Any, rank: int, outputs: list[int]) -> Any:
 
 
 def _several(op: Any, ranks: list[int], outputs: list[int]) -> Any:
-    emit, count = emitter(op), len(ranks)
+    emit, count = function(op), len(ranks)
 
     def several_matrices(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [ensure_bdim(x, d, info.batch_size) for x, d in zip(args[:count], in_dims, strict=False)]
@@ -71,7 +77,7 @@ def _out_dims(out: Any, ranks: list[int], bdim: int) -> Any:
 
 
 def _system(op: Any, inputs: list[str], outputs: list[str]) -> Any:
-    emit, count = emitter(op), len(inputs)
+    emit, count = function(op), len(inputs)
     rhs = next(i for i, r in enumerate(inputs) if r.endswith("*"))
     takes_vector = inputs[rhs] == "v*"
     ranks, out_ranks = ([2 if r == "v*" else int(r[0]) for r in rs] for rs in (inputs, outputs))
@@ -160,7 +166,7 @@ def raise_for_sample(
             for a, d in itertools.zip_longest(args, in_dims[: len(args)])
         ]
         try:
-            op(*blank, **kwargs)
+            function(op)(*blank, **kwargs)
         except torch.linalg.LinAlgError:
             pass
         raise error or RuntimeError(f"{op} takes no tensors of these ranks")

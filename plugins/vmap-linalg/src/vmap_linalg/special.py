@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmap_core.extend import RulePack, ensure_bdim, logical_rank, pad_rank
 
-from .ranks import matrices, raise_for_sample
+from .ranks import function, matrices, raise_for_sample
 
 aten = torch.ops.aten
 pack = RulePack("linalg.special")
@@ -67,7 +67,7 @@ def _with_tolerances(op: Any, positional: str | None = None) -> None:
         a = pad_rank(ensure_bdim(a, in_dims[0], info.batch_size), 0, lead + 2)
         for k in at:
             given[k] = pad_rank(ensure_bdim(given[k], dims.get(k), info.batch_size), 0, lead)
-        return getattr(torch.linalg, op._schema.name.partition("linalg_")[2])(a, **given), 0
+        return function(op)(a, **given), 0
 
     pack.add(op, tolerances)
 
