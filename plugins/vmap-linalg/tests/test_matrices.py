@@ -1,68 +1,109 @@
-"""Linear algebra against the loop, each operand batched or not, without the slow loop."""
-
-import warnings
+"""What shapes, views and gradients say beyond the table: ambiguous vectors, shared matrices, out=, vjp and jvp."""
 
 import pytest
 import torch
+from torch.autograd import forward_ad, functional
 
-import vmap_core
 from vmap_core import vmap
+from vmap_linalg.ranks import matrices
 
-A = torch.randn(3, 4, 4, dtype=torch.float64) + 4 * torch.eye(4, dtype=torch.float64)
-B = torch.randn(3, 4, 2, dtype=torch.float64)
+L = torch.linalg
+F64 = torch.float64
+A = torch.randn(3, 4, 4, dtype=F64) + 4 * torch.eye(4, dtype=F64)
+B = torch.randn(3, 4, 2, dtype=F64)
 SPD = A @ A.mT
 
 
-@pytest.fixture(autouse=True)
-def no_loop():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", vmap_core.FallbackWarning)
-        yield
-
-
-def check(function, *args, in_dims=None):
-    in_dims = in_dims or (0,) * len(args)
-    got = vmap(function, in_dims=in_dims)(*args)
-    rows = [[a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)] for i in range(3)]
-    torch.testing.assert_close(got, torch.stack([function(*row) for row in rows]))
-
-
-@pytest.mark.parametrize("name", ["inv", "det", "cholesky", "eigvalsh", "svdvals", "matrix_exp", "pinv", "matrix_norm"])
-def test_one_matrix(name):
-    check(getattr(torch.linalg, name), SPD)
-    check(getattr(torch.linalg, name), SPD.movedim(0, -1).contiguous(), in_dims=(-1,))
-
-
-@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)])
-@pytest.mark.parametrize("vector", [False, True])
-def test_solve(in_dims, vector):
-    a = A if in_dims[0] == 0 else A[0]
-    b = B[..., 0] if vector else B
-    b = b if in_dims[1] == 0 else b[0]
-    check(torch.linalg.solve, a, b, in_dims=in_dims)
+def loop(function, *args):
+    return torch.stack([function(*row) for row in zip(*args, strict=True)])
 
 
 def test_a_vector_as_long_as_the_batch_is_still_a_vector():
-    a = torch.randn(3, 3, 3, dtype=torch.float64) + 3 * torch.eye(3, dtype=torch.float64)
-    check(torch.linalg.solve, a, torch.randn(3, 3, dtype=torch.float64))
+    a = torch.randn(3, 3, 3, dtype=F64) + 3 * torch.eye(3, dtype=F64)
+    b = torch.randn(3, 3, dtype=F64)
+    torch.testing.assert_close(vmap(L.solve)(a, b), loop(L.solve, a, b))
+    torch.testing.assert_close(vmap(L.solve, in_dims=(None, 0))(a, b), loop(lambda b: L.solve(a, b), b))
 
 
-def test_factorisations_rebuild():
-    q, r = vmap(torch.linalg.qr)(A)
-    torch.testing.assert_close(q @ r, A)
-    u, s, vh = vmap(lambda a: torch.linalg.svd(a, full_matrices=False), in_dims=-1)(B.movedim(0, -1))
-    torch.testing.assert_close(u * s[:, None] @ vh, B)
-    p, lower, upper = vmap(torch.linalg.lu)(A)
-    torch.testing.assert_close(p @ lower @ upper, A)
+def test_one_factorisation_for_a_shared_matrix(monkeypatch):
+    seen = []
+    solve = L.solve
+    monkeypatch.setattr(L, "solve", lambda a, b, **kw: seen.append(a.shape) or solve(a, b, **kw))
+    rule = matrices(torch.ops.aten.linalg_solve.default, "2 v* -> v*")
+
+    class Info:
+        batch_size = 3
+
+    out, bdim = rule(Info, (None, 0), A[0], B)
+    assert seen == [(4, 4)] and bdim == 0
+    torch.testing.assert_close(out, loop(lambda b: solve(A[0], b), B))
 
 
-def test_a_singular_sample_raises():
-    with pytest.raises(torch.linalg.LinAlgError):
-        vmap(torch.linalg.inv)(torch.stack([A[0], torch.zeros(4, 4, dtype=torch.float64)]))
-
-
-def test_gradients():
-    a = A.clone().requires_grad_()
-    (got,) = torch.autograd.grad(vmap(torch.linalg.inv)(a).sum(), a)
-    (expected,) = torch.autograd.grad(torch.linalg.inv(a).sum(), a)
+def test_the_gradient_of_a_shared_matrix_is_that_of_the_sum():
+    a = A[0].clone().requires_grad_()
+    (got,) = torch.autograd.grad(vmap(lambda b: L.solve(a, b))(B).sum(), a)
+    (expected,) = torch.autograd.grad(loop(lambda b: L.solve(a, b), B).sum(), a)
     torch.testing.assert_close(got, expected)
+
+
+def test_the_batch_dim_stays_among_leading_dims():
+    x = torch.randn(2, 3, 4, 4, dtype=F64)
+    out = vmap(L.inv, in_dims=1, out_dims=1)(x)
+    torch.testing.assert_close(out, L.inv(x))
+    assert out.stride() == L.inv(x).stride()
+
+
+@pytest.mark.parametrize("function, like", [(L.inv, A), (L.det, A[:, 0, 0]), (L.cholesky, A)])
+def test_out(function, like):
+    out = torch.empty_like(like)
+
+    def run(a, o):
+        assert function(a, out=o) is o
+
+    vmap(lambda a, o: run(a, o))(SPD, out)
+    torch.testing.assert_close(out, loop(function, SPD))
+
+
+def test_out_of_several():
+    values, vectors = torch.empty(3, 4, dtype=F64), torch.empty(3, 4, 4, dtype=F64)
+    vmap(lambda a, w, v: L.eigh(a, out=(w, v)) and None)(SPD, values, vectors)
+    torch.testing.assert_close(vectors * values[:, None] @ vectors.mT, SPD)
+
+
+FUNCTIONS = {
+    "inv": L.inv,
+    "det": L.det,
+    "slogdet": lambda a: L.slogdet(a).logabsdet,
+    "cholesky": L.cholesky,
+    "eigvalsh": L.eigvalsh,
+    "svdvals": L.svdvals,
+    "qr": lambda a: L.qr(a).R,
+    "pinv": L.pinv,
+    "matrix_exp": lambda a: L.matrix_exp(a / 10),
+    "lstsq": lambda a: L.lstsq(a, B[0]).solution,
+    "solve": lambda a: L.solve(a, B[0]),
+    "lu": lambda a: L.lu(a).U,
+    "nuclear": lambda a: L.matrix_norm(a, "nuc"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vjp_inside(name):
+    function = FUNCTIONS[name]
+
+    def vjp(a):
+        out = function(a)
+        return functional.vjp(function, a, torch.ones_like(out))[1]
+
+    torch.testing.assert_close(vmap(vjp)(SPD), loop(vjp, SPD))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_jvp_inside(name):
+    function = FUNCTIONS[name]
+
+    def jvp(a, t):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(a, t))).tangent
+
+    torch.testing.assert_close(vmap(jvp)(SPD, A), loop(jvp, SPD, A))
