@@ -1,0 +1,68 @@
+"""Scaled dot product attention: the mapped dim is one more batch dim, so PyTorch's fused kernels still serve it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, pad_rank
+
+aten = torch.ops.aten
+pack = RulePack("nn.attention")
+
+
+@pack.rule(aten.scaled_dot_product_attention.default)
+def scaled_dot_product_attention(
+    info: Level, in_dims: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """(*, L, E), (*, S, E), (*, S, F), (*, L, S) -> (*, L, F)."""
+    size = info.batch_size
+    dims = (*in_dims[:4], None) if not isinstance(in_dims[-1], dict) else (*in_dims[:-1], None)
+    rank = max(logical_rank(t, d) for t, d in zip((query, key, value), dims[:3], strict=True))
+    tensors = [pad_rank(ensure_bdim(t, d, size), 0, rank) for t, d in zip((query, key, value), dims[:3], strict=True)]
+    if attn_mask is not None:
+        attn_mask = pad_rank(ensure_bdim(attn_mask, dims[3], size), 0, rank) if dims[3] is not None else attn_mask
+    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if dropout_p:
+        info.require_randomness(aten.scaled_dot_product_attention.default)
+        if info.randomness == "same":
+            return _with_one_mask(*tensors, attn_mask, dropout_p, **options), 0
+    lead = tensors[0].shape[1:-3] if rank > 3 else ()
+    images = [_four_dims(t, rank, lead) for t in tensors]
+    if attn_mask is not None and (dims[3] is not None or attn_mask.ndim > 3):
+        attn_mask = attn_mask if dims[3] is not None else attn_mask.expand(size, *attn_mask.shape)
+        attn_mask = _four_dims(pad_rank(attn_mask, 0, rank), rank, lead)
+    out = aten.scaled_dot_product_attention.default(*images, attn_mask, dropout_p, **options)
+    if rank > 3:
+        return out.reshape(size, *lead, *out.shape[1:]), 0
+    return out if rank == 3 else out.squeeze(1), 0
+
+
+def _four_dims(x: Tensor, rank: int, lead: tuple[int, ...]) -> Tensor:
+    """(B, *lead, H, L, E) -> (B * lead, H, L, E), as the fused kernels want it; a missing H is one."""
+    if rank < 4:
+        return x.unsqueeze(1) if rank == 2 else x
+    return x.expand(x.shape[0], *lead, *x.shape[-3:]).flatten(0, -4)
+
+
+def _with_one_mask(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, *, is_causal: bool,
+    scale: float | None, enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """The formula, with one dropout mask for all samples (randomness="same")."""
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = scores.softmax(-1)
+    kept = torch.nn.functional.dropout(
+        torch.ones(weights.shape[1:], dtype=weights.dtype, device=weights.device), dropout_p
+    )
+    return (weights * kept) @ value

@@ -1,0 +1,64 @@
+"""Scaled dot product attention against the loop, and the kernels it keeps."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vmap_core import vmap
+from vmap_core.testing import check_rule
+
+torch.manual_seed(0)
+D = torch.double
+
+
+def qkv(*lead, length=4, source=5):
+    return [torch.randn(*lead, n, 3, dtype=D) for n in (length, source, source)]
+
+
+MASK = torch.ones(4, 5, dtype=torch.bool).tril(1)
+CASES = {
+    "(L, E)": (qkv(), {}),
+    "(H, L, E)": (qkv(2), {}),
+    "(N, H, L, E)": (qkv(2, 3), {}),
+    "five dims": (qkv(2, 1, 2), {}),
+    "scale": (qkv(2), {"scale": 0.3}),
+    "causal": (qkv(2, 2, source=4), {"is_causal": True}),
+    "boolean mask": ([*qkv(2, 2), MASK], {}),
+    "float mask a head": ([*qkv(2, 2), torch.randn(2, 4, 5, dtype=D)], {}),
+    "float mask an N": ([*qkv(2, 2), torch.randn(2, 1, 4, 5, dtype=D)], {}),
+    "mask of (H, L, E)": ([*qkv(2), torch.randn(4, 5, dtype=D)], {}),
+    "grouped queries": ([torch.randn(2, 4, 4, 3, dtype=D), *(torch.randn(2, 2, 5, 3, dtype=D) for _ in range(2))], {"enable_gqa": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_the_loop(name):
+    args, options = CASES[name]
+    check_rule(sdpa, *args, **options)
+
+
+def test_the_fused_kernel_is_kept():
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    q, k, v = (torch.randn(3, 2, 8, 16, requires_grad=True) for _ in range(3))
+    with Watch():
+        vmap(sdpa)(q, k, v).sum().backward()
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    assert seen.count(flash.default) == 1 and torch.ops.aten.bmm.default not in seen
+
+
+def test_dropout_and_randomness():
+    q, k, v = (torch.ones(3, 2, 4, 4) for _ in range(3))
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(lambda q, k, v: sdpa(q, k, v, dropout_p=0.5))(q, k, v)
+    same = vmap(lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), randomness="same")(q, k, v)
+    assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+    torch.manual_seed(0)
+    different = vmap(lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), randomness="different")(q, k, v)
+    assert not torch.equal(different[0], different[1])
