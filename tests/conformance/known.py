@@ -79,7 +79,7 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         "a custom operator of PyTorch, whose own vmap rule loops and does not take an empty batch",
     ),
     "nn.functional.linear_cross_entropy.chunked_none": (
-        {"fallback", "sizes:error"},
+        {"fallback", "sizes:error", "vectors:error"},
         "a custom operator of PyTorch, whose own vmap rule loops and does not take an empty batch",
     ),
     "nn.functional.multi_head_attention_forward": ({"one_argument:error"}, VIEW),

@@ -35,6 +35,13 @@ def native_layer_norm(info, in_dims, x, normalized_shape, weight, bias, eps):
     return (_affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread), mean, rstd), 0
 
 
+@pack.rule(aten.layer_norm.default)
+def layer_norm(info, in_dims, x, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    """(*, *n), (*n), (*n) -> (*, *n)."""
+    (out, _, _), _ = native_layer_norm(info, (*in_dims, None, None)[:4], x, normalized_shape, weight, bias, eps)
+    return out, 0
+
+
 @pack.rule(aten.native_group_norm.default)
 def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
     """(N, C, *), (C), (C) -> (N, C, *), mean and reciprocal deviation (N, group)."""

@@ -22,7 +22,13 @@ def fold(op: Any, *, spatial: int) -> Any:
     """
 
     def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        folded = logical_rank(args[0], in_dims[0]) == spatial + 2
+        rank = logical_rank(args[0], in_dims[0])
+        if rank not in (spatial + 1, spatial + 2):
+            raise RuntimeError(
+                f"{op._schema.name[6:]}: Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input, but got a "
+                f"{rank}D one."
+            )
+        folded = rank == spatial + 2
         given: list[Any] = []
         for a, d in zip(args, in_dims, strict=False):
             if isinstance(a, Tensor):
@@ -48,6 +54,9 @@ def _unfold(out: Tensor, batch_size: int, n: int) -> Tensor:
 SPATIAL = {
     1: (
         aten._upsample_nearest_exact1d.default,
+        aten.adaptive_avg_pool1d.default,
+        aten.avg_pool1d.default,
+        aten.max_pool1d.default,
         aten.reflection_pad1d.default,
         aten.replication_pad1d.default,
         aten.upsample_linear1d.default,
@@ -58,11 +67,13 @@ SPATIAL = {
         aten._upsample_bicubic2d_aa.default,
         aten._upsample_bilinear2d_aa.default,
         aten._upsample_nearest_exact2d.default,
+        aten.adaptive_avg_pool2d.default,
         aten.adaptive_max_pool2d.default,
         aten.avg_pool2d.default,
         aten.fractional_max_pool2d.default,
         aten.grid_sampler_2d.default,
         aten.im2col.default,
+        aten.max_pool2d.default,
         aten.max_pool2d_with_indices.default,
         aten.max_unpool2d.default,
         aten.reflection_pad2d.default,
@@ -74,10 +85,12 @@ SPATIAL = {
     3: (
         aten._adaptive_avg_pool3d.default,
         aten._upsample_nearest_exact3d.default,
+        aten.adaptive_avg_pool3d.default,
         aten.adaptive_max_pool3d.default,
         aten.avg_pool3d.default,
         aten.fractional_max_pool3d.default,
         aten.grid_sampler_3d.default,
+        aten.max_pool3d.default,
         aten.max_pool3d_with_indices.default,
         aten.max_unpool3d.default,
         aten.reflection_pad3d.default,
