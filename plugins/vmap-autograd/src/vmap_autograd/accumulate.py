@@ -127,22 +127,25 @@ def _refuse_leaves_from_outside(info: Level, values: Any) -> None:
             )
 
 
+_AccumulateGrad: Any = type(torch.ones(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+
 def leaves_of(tensors: Any) -> Iterator[Any]:
     """Iterate over the physical leaves that require grad in the graph of some tensors."""
-    todo = []
+    seen: set[Any] = set()
     for t in tensors:
         while type(t) is BatchedTensor:
             t = t._value
         if t.grad_fn is not None:
-            todo.append(t.grad_fn)
+            seen.add(t.grad_fn)
         elif t.requires_grad:
             yield t
-    seen = set(todo)
+    todo = list(seen)
     while todo:
-        node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            yield leaf
+        node: Any = todo.pop()
+        if type(node) is _AccumulateGrad:
+            yield node.variable
+            continue
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

@@ -30,7 +30,8 @@ def scaled_dot_product_attention(
     if dropout_p:
         info.require_randomness(aten.scaled_dot_product_attention.default)
         if info.randomness == "same":
-            return _with_one_mask(*tensors, attn_mask, dropout_p, **options), 0
+            q, k, v = tensors
+            return _with_one_mask(q, k, v, attn_mask, dropout_p, **options), 0
     lead = tensors[0].shape[1:-3] if rank > 3 else ()
     images = [_four_dims(t, rank, lead) for t in tensors]
     if attn_mask is not None and (dims[3] is not None or attn_mask.ndim > 3):
