@@ -118,3 +118,95 @@ def test_without_the_pack_it_is_a_clear_error():
 
     with use_packs(), pytest.raises(RuntimeError, match="pip install vmap-autograd"):
         vmap(gradient)(X)
+
+
+V = torch.randn(3, 3, dtype=torch.float64)
+
+
+def vector(x):
+    return torch.tanh(x @ V) * x.sum()
+
+
+def jacobian_by_rows(x, **options):
+    x = x.detach().requires_grad_()
+    y = vector(x)
+    eye = torch.eye(3, dtype=torch.float64)
+    if options:
+        return torch.autograd.grad(y, x, eye, **options)[0]
+    return vmap(lambda v: torch.autograd.grad(y, x, v, retain_graph=True)[0])(eye)
+
+
+JACOBIANS = torch.stack([torch.autograd.functional.jacobian(vector, x) for x in X])
+
+
+def test_a_mapped_backward_pass_over_a_graph_of_an_outer_level():
+    torch.testing.assert_close(vmap(jacobian_by_rows)(X), JACOBIANS)
+    torch.testing.assert_close(vmap(lambda x: jacobian_by_rows(x, is_grads_batched=True))(X), JACOBIANS)
+    two = torch.stack([X, X.flip(0)])
+    torch.testing.assert_close(vmap(vmap(jacobian_by_rows))(two), torch.stack([JACOBIANS, JACOBIANS.flip(0)]))
+    moved = vmap(vmap(jacobian_by_rows, in_dims=1, out_dims=2), in_dims=2)(two.permute(2, 1, 0).contiguous())
+    torch.testing.assert_close(moved, torch.stack([JACOBIANS, JACOBIANS.flip(0)]).movedim(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:vmap. torch.autograd.grad at .*from outside")
+def test_outputs_inputs_and_vectors_of_every_kind_in_one_call():
+    w = W.clone().requires_grad_()
+
+    def mixed(x, v):
+        shared = w * 2
+        leaf = x.detach().requires_grad_()
+        own = (leaf * w).sin()
+        return torch.autograd.grad((shared, own), (w, leaf), (v, v))
+
+    vectors = X.cos()
+    ours = vmap(mixed)(X, vectors)
+    rows = [mixed(x, v) for x, v in zip(X, vectors, strict=True)]
+    torch.testing.assert_close(ours, tuple(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+@pytest.mark.filterwarnings("ignore:vmap. torch.autograd.grad at .*from outside")
+def test_a_captured_leaf_of_an_outer_graph_two_levels_out():
+    w = W.clone().requires_grad_()
+    eye = torch.eye(3, dtype=torch.float64)
+
+    def rows(x):
+        y = (x * w).sin()
+        return vmap(lambda v: torch.autograd.grad(y, w, v, retain_graph=True)[0])(eye)
+
+    expected = torch.stack([torch.diag((x * W).cos() * x) for x in X])
+    torch.testing.assert_close(vmap(rows)(X), expected)
+
+
+def test_inputs_by_name_unused_and_materialized():
+    def f(x):
+        leaf, other = W.detach().requires_grad_(), W.detach().requires_grad_()
+        named = torch.autograd.grad((leaf * x).sum(), {"leaf": leaf, "other": other}, allow_unused=True)
+        assert named["other"] is None
+        filled = torch.autograd.grad((leaf * x).sum(), (leaf, other), materialize_grads=True)
+        return named["leaf"] + filled[0] + filled[1]
+
+    torch.testing.assert_close(vmap(f)(X), 2 * X)
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
+        vmap(lambda x: torch.autograd.grad((x * x.detach().requires_grad_()).sum(), W.detach().requires_grad_()))(X)
+
+
+def test_a_graph_that_was_freed_is_pytorchs_error():
+    def twice(x):
+        leaf = W.detach().requires_grad_()
+        y = (leaf * x).exp().sum()
+        torch.autograd.grad(y, leaf)
+        return torch.autograd.grad(y, leaf)[0]
+
+    with pytest.raises(RuntimeError, match="second time"):
+        vmap(twice)(X)
+
+
+def test_in_place_after_the_leaf_and_tensors_promoted_on_the_way():
+    def f(x):
+        leaf = W.detach().requires_grad_()
+        out = torch.zeros(3, dtype=torch.float64)
+        out[1:] = (leaf * x)[1:]
+        out.mul_(x)
+        return torch.autograd.grad(out.sum(), leaf)[0]
+
+    torch.testing.assert_close(vmap(f)(X), loop(f, X))
