@@ -20,6 +20,7 @@ import torch
 import torch._functorch.eager_transforms
 import torch._functorch.predispatch
 from torch._C import _len_torch_function_stack
+from torch._functorch import apis
 
 from . import _dispatch
 from ._errors import EscapedTensorError, UnsupportedError, user_location
@@ -27,7 +28,7 @@ from ._level import Level, current_levels, pop_level, push_level
 from ._tensor import BatchedTensor
 
 _AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
-_TRANSFORMS = "Instead: use vmap_core.vmap, and torch.autograd.grad with the vmap-autograd pack, inside it"
+_TRANSFORMS = "Transforms inside a mapped function come with vmap-autograd: pip install vmap-autograd"
 _RETURN = "Instead: return the tensor from the mapped function and do this outside it"
 
 
@@ -145,6 +146,26 @@ def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[st
     return same[id(out)] if id(out) in same else _plans.wrap(level, out, None)
 
 
+def _nest_vmap() -> None:
+    """``torch.vmap`` inside a mapped function is ours: C++ cannot wrap our tensors."""
+    native = apis.vmap_impl
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def vmap_impl(
+        func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not current_levels():
+            return native(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
+        from ._transform import vmap
+
+        return vmap(func, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
+
+    vmap_impl._vmap_native = native  # type: ignore[attr-defined]
+    apis.vmap_impl = vmap_impl
+
+
 def _guard_save_for_backward() -> None:
     context = torch.autograd.function.FunctionCtx
     native: Callable[..., Any] = context.save_for_backward
@@ -168,6 +189,7 @@ def install() -> None:
     autograd = torch.autograd
     _guard([autograd], "backward", "torch.autograd.backward", _AUTOGRAD)
     _guard([autograd, autograd.graph], "_engine_run_backward", "torch.autograd", _AUTOGRAD)
+    _nest_vmap()
     _guard([torch._functorch.predispatch], "_add_batch_dim_impl", "torch.func.vmap", _TRANSFORMS)
     for name in ("_wrap_for_grad", "_wrap_functional_tensor"):
         _guard([torch._functorch.eager_transforms], name, "a transform of torch.func", _TRANSFORMS)

@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import accumulate, backward, checkpoint, forward_mode, function, functional
+from . import accumulate, backward, checkpoint, forward_mode, function, functional, torch_func
 from . import grad as grad_rule
 from .jacobians import hessian, jacfwd, jacrev
 from .per_sample import per_sample_grads
@@ -27,4 +27,5 @@ def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
     checkpoint.install()
     functional.install()
+    torch_func.install()
     return [grad_rule.pack, accumulate.pack, function.pack, forward_mode.pack, *backward.packs]

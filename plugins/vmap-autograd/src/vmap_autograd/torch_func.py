@@ -1,0 +1,73 @@
+"""`torch.func`'s transforms inside a mapped function: they are ours there, since PyTorch's cannot see our tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch import eager_transforms
+from torch.utils._pytree import tree_unflatten
+
+from vmap_core.extend import current_levels
+
+from . import transforms
+from ._trace import replaced, select, trace
+
+
+def install() -> None:
+    """Let what PyTorch's transforms look up on every call choose; again is harmless.
+
+    ``jacrev``, ``jacfwd`` and ``hessian`` are made of these, and of ``torch.vmap``, which the core replaces.
+    """
+    _choose([eager_transforms], "grad_impl", _grad)
+    _choose([eager_transforms], "grad_and_value_impl", _grad_and_value)
+    _choose([eager_transforms], "_vjp_with_argnums", _vjp)
+    _choose([eager_transforms], "_jvp_with_argnums", _jvp)
+    _choose([eager_transforms, torch.func], "linearize", transforms.linearize)
+
+
+def _choose(holders: list[Any], name: str, ours: Callable[..., Any]) -> None:
+    """Replace a function by one that is ours inside mapped functions."""
+    native = getattr(holders[0], name)
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def choice(*args: Any, **kwargs: Any) -> Any:
+        return (ours if current_levels() else native)(*args, **kwargs)
+
+    choice._vmap_native = native  # type: ignore[attr-defined]
+    for holder in holders:
+        setattr(holder, name, choice)
+
+
+def _grad(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
+    return transforms.grad(func, argnums, has_aux)(*args, **kwargs)
+
+
+def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
+    return transforms.grad_and_value(func, argnums, has_aux)(*args, **kwargs)
+
+
+def _vjp(func: Any, *primals: Any, argnums: Any = None, has_aux: bool = False) -> Any:
+    traced = trace(func, argnums, primals, {}, has_aux, "vjp")
+    pull = transforms.vjp_function(traced, "vjp")
+
+    def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
+        return tree_unflatten(pull(cotangents, retain_graph, create_graph), traced.in_spec)
+
+    out = traced.result(traced.out)
+    return (out, vjp_fn, traced.result(traced.aux)) if has_aux else (out, vjp_fn)
+
+
+def _jvp(func: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool = False, has_aux: bool) -> Any:
+    if argnums is None:
+        return transforms.jvp(func, primals, tangents, strict=strict, has_aux=has_aux)
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+
+    def of_chosen(*chosen: Any) -> Any:
+        return func(*replaced(primals, numbers, chosen))
+
+    return transforms.jvp(of_chosen, select(primals, numbers, "jvp"), tangents, strict=strict, has_aux=has_aux)
