@@ -76,6 +76,17 @@ WRONG = {
     "a vector where none goes": (lambda a, b: L.solve_triangular(a, b, upper=True), (SPD, V)),
     "types": (L.solve, (A, B.float())),
     "reflectors": (L.householder_product, (A, torch.ones(4, 5, dtype=F64))),
+    "norm of a batch": (lambda a: L.norm(a, 2), (A.expand(2, 4, 3, 3),)),
+    "matrix norm of a vector": (L.matrix_norm, (V,)),
+    "matrix norm over one dim twice": (lambda a: L.matrix_norm(a, dim=(1, 1)), (A,)),
+    "chain": (lambda a, b: L.multi_dot([a, b, a]), (B, B)),
+    "chain of one": (lambda a: L.multi_dot([a]), (A,)),
+    "chain of vectors": (torch.chain_matmul, (V, V)),
+    "distances": (torch.pdist, (V,)),
+    "powers": (lambda v: L.vander(v, N=1), (V,)),
+    "tensor that is no square": (L.tensorinv, (B,)),
+    "renorm": (lambda v: torch.renorm(v, 2, 0, 1.0), (V,)),
+    "no three": (lambda b: torch.cross(b, b, 1), (B,)),
     "driver": (lambda a, b: L.lstsq(a, b, driver="none"), (A, B)),
 }
 

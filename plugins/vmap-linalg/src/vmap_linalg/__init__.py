@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import lobpcg, matrices, special
+from . import composite, lobpcg, matrices, special
 
 __all__ = ["vmap_rules"]
 
@@ -10,4 +10,4 @@ __all__ = ["vmap_rules"]
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    return [matrices.pack, special.pack, lobpcg.pack]
+    return [matrices.pack, composite.pack, special.pack, lobpcg.pack]

@@ -146,7 +146,7 @@ def _samples(x: Any, shape: Any, left: bool) -> Any:
 
 
 def raise_for_sample(
-    error: RuntimeError | None, op: Any, in_dims: Any, args: Any, kwargs: Any, lead: Any = ()
+    error: Exception | None, op: Any, in_dims: Any, args: Any, kwargs: Any, lead: Any = ()
 ) -> None:  # fmt: skip
     """Raise what the loop over the batch would have raised.
 
