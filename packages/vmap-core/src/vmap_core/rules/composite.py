@@ -64,6 +64,8 @@ def pdist(x, p=2.0):
 @pack.composite(aten.renorm.default)
 def renorm(x, p, dim, maxnorm):
     """(*, n, *) -> (*, n, *), each slice of ``dim`` scaled down to a norm of ``maxnorm``."""
+    if x.dim() < 2:
+        raise RuntimeError(f"renorm: input needs at least 2 dimensions, got {x.dim()} dimensions")
     dims = [d for d in range(x.dim()) if d != dim % x.dim()]
     norm = torch.linalg.vector_norm(x, p, dims, keepdim=True)
     return torch.where(norm > maxnorm, x * (maxnorm / (norm + 1e-7)), x)
