@@ -22,11 +22,15 @@ SIZES = {"many small": (1024, 4), "few large": (4, 192)}
 
 
 def inputs(count: int, n: int) -> dict[str, Tensor]:
-    """Return positive definite matrices, right-hand sides, and a matrix with the batch in its last dim."""
+    """Return positive definite matrices, also with the batch in the last dim, right-hand sides and factors."""
     torch.manual_seed(0)
     a = torch.randn(count, n, n)
     a = a @ a.mT / n + torch.eye(n)
-    return {"a": a, "b": torch.randn(count, n, 2), "a_last": a.movedim(0, -1).contiguous(), "shared": a[0].clone()}
+    (ld, pivots), (qr, tau) = torch.linalg.ldl_factor(a), torch.geqrf(a)
+    return {
+        "a": a, "b": torch.randn(count, n, 2), "a_last": a.movedim(0, -1).contiguous(), "shared": a[0].clone(),
+        "ld": ld, "pivots": pivots, "qr": qr, "tau": tau,
+    }  # fmt: skip
 
 
 # name -> (function of one sample, by hand, names of the inputs, in_dims)
@@ -44,6 +48,9 @@ ROWS: dict[str, Row] = {
     "det": (L.det, L.det, ("a",), (0,)),
     "lu_factor": (L.lu_factor, L.lu_factor, ("a",), (0,)),
     "qr": (L.qr, L.qr, ("a",), (0,)),
+    "lu": (L.lu, L.lu, ("a",), (0,)),
+    "ldl_solve": (L.ldl_solve, L.ldl_solve, ("ld", "pivots", "b"), (0, 0, 0)),
+    "ormqr": (torch.ormqr, torch.ormqr, ("qr", "tau", "b"), (0, 0, 0)),
 }  # fmt: skip
 
 
@@ -70,7 +77,8 @@ def measure(pattern: str = "") -> list[dict[str, Any]]:
                     "torch.func": lambda f=torch.vmap(sample, in_dims=dims), t=tensors: f(*t),
                     "by hand": lambda f=by_hand, t=tensors: f(*t),
                     "loop": lambda f=sample, t=tensors, d=dims: loop(f, t, d),
-                }
+                },
+                rounds=15 if n < 100 else 41,  # one call is a whole burst there
             )
             results.append({"row": name, "size": size, "shape": [count, n, n], **times})
     return results

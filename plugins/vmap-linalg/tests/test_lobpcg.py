@@ -112,3 +112,17 @@ def test_wrong_arguments():
     a, x = problem(m=8)
     with pytest.raises(ValueError, match="not applicable"):
         vmap(lambda a, x: torch.lobpcg(a, X=x))(a, x)
+
+
+def test_a_tracker_sees_every_sample():
+    a, x = problem(3)
+    seen = []
+    compare(lambda a, x: torch.lobpcg(a, X=x, tracker=lambda worker: seen.append(worker.ivars["istep"])), a, x)
+    assert seen.count(1) == 2 * 3  # mapped, and in the loop
+
+
+def test_batched_preconditioner_two_levels_deep_is_refused():
+    a, x = problem(6)
+    a, x = a.reshape(2, 3, 16, 16), x.reshape(2, 3, 16, 3)
+    with pytest.raises(vmap_core.UnsupportedError, match="preconditioner"):
+        vmap(vmap(lambda a, x, k: torch.lobpcg(a, X=x, iK=k, method="basic")))(a, x, a)
