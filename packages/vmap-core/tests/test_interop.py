@@ -253,3 +253,18 @@ def test_modes_of_the_user_stay_active(packs):
 
     with vmap_core.use_packs(*packs):
         assert torch.equal(vmap(f)(X), X + 2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: torch.tensordot(x, w.conj(), 1).abs(),
+        lambda x, w: torch.kron(x, w.conj()).abs().sum(),
+        lambda x, w: torch.cov(torch.stack([x, w.conj()])).abs().sum(),
+        lambda x, w: torch.nn.functional.cosine_similarity(x.real, w.conj().imag, dim=0),
+    ],
+)
+def test_gradients_of_lazy_conjugates_behind_the_dispatcher(function):
+    x, w = torch.randn(3, 4, dtype=torch.cdouble), torch.randn(4, dtype=torch.cdouble, requires_grad=True)
+    ours = torch.autograd.grad(vmap(lambda x: function(x, w))(x).sum(), w)
+    torch.testing.assert_close(ours, torch.autograd.grad(sum(function(row, w) for row in x), w))

@@ -210,3 +210,22 @@ def test_in_place_after_the_leaf_and_tensors_promoted_on_the_way():
         return torch.autograd.grad(out.sum(), leaf)[0]
 
     torch.testing.assert_close(vmap(f)(X), loop(f, X))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_complex_graphs_that_are_kept(levels):
+    """Lazy conjugates are resolved below autograd: rows over such a graph still lead on to what they depend on."""
+    z = torch.randn(3, 3, dtype=torch.complex128)
+
+    def rows(x):
+        y = (z @ (x * (1 + 1j))).abs()
+        jacobian = vmap(lambda v: torch.autograd.grad(y, x, v, create_graph=True)[0])(torch.eye(3, dtype=torch.float64))
+        return torch.autograd.grad(jacobian.sin().sum(), x)[0]
+
+    if levels == 1:
+        x = X[0].clone().requires_grad_()
+        jacobian = torch.autograd.functional.jacobian(lambda x: (z @ (x * (1 + 1j))).abs(), x, create_graph=True)
+        torch.testing.assert_close(rows(x), torch.autograd.grad(jacobian.sin().sum(), x)[0])
+    else:
+        ours = vmap(lambda x: rows(x.detach().requires_grad_()))(X)
+        torch.testing.assert_close(ours, torch.stack([rows(x.clone().requires_grad_()) for x in X]))

@@ -30,6 +30,10 @@ class UnsupportedError(VmapError):
     """The operation has no meaning, or no implementation, on a batched tensor."""
 
 
+class ComplexGraphError(UnsupportedError):
+    """A graph of complex operations would be recorded from lowered tensors; their callers then take sample by sample."""
+
+
 class FallbackError(VmapError):
     """An operation would run in the slow loop while the fallback policy is ``"error"``."""
 

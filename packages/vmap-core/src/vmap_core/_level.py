@@ -48,7 +48,11 @@ class Level(_Blank, TorchFunctionMode):
         func: the mapped function, or the level's name.
         depth: number of modes outside this one.
         active: False once the vmap has returned.
+        dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
+            from the engine are recorded; set while tensors are lowered without a mode (see `_lower`).
     """
+
+    dispatch_keys: Any = None
 
     def __init__(self, batch_size: int, randomness: Randomness, table: "Table", func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _dispatch, _fallback, _plans
 from ._binding import Arrange, overloads_of, packet_of
-from ._errors import UnsupportedError, user_location
+from ._errors import ComplexGraphError, UnsupportedError, user_location
 from ._registry import Rule
 from ._tensor import BatchedTensor
 
@@ -42,9 +42,14 @@ class LoweredTensor(Tensor):
         about_shapes = _ABOUT_SHAPES.get(func)
         if about_shapes is not None:
             return about_shapes(*args)
-        level = max((t._batched._level for t in _lowered(args)), key=lambda level: level.depth)
-        # The first is what torch.overrides.enable_reentrant_dispatch() enters.
-        with torch._C._RestorePythonTLSSnapshot(), torch._C._EnableTorchFunction():  # type: ignore[attr-defined]
+        levels = [t._batched._level for t in _lowered(args)]
+        level = max(levels, key=lambda level: level.depth)
+        if not all(one.active for one in levels):
+            return func(*_without_dead(args), **(kwargs or {}))
+        if torch.is_grad_enabled() and _has_complex(args):
+            # PyTorch has resolved lazy conjugates below autograd: what they depend on is lost to the physical graph.
+            raise ComplexGraphError("vmap: lowered tensors among complex ones, whose operations are to be recorded")
+        with torch._C._ForceDispatchKeyGuard(*level.dispatch_keys), torch._C._EnableTorchFunction():
             return answer(level, func, args, kwargs or {})
 
 
@@ -63,6 +68,28 @@ def _lowered(args: Any) -> Any:
             yield from _lowered(a)
 
 
+def _has_complex(args: Any) -> bool:
+    return any(
+        a.is_complex() if isinstance(a, Tensor) else isinstance(a, list | tuple) and _has_complex(a) for a in args
+    )
+
+
+def _without_dead(args: Any) -> Any:
+    """Put zeros in the place of tensors whose level has gone.
+
+    The engine comes to them only through symbolic zeros, whose graph is one of wrappers: what is computed from there
+    is multiplied by zero.
+    """
+    if type(args) is LoweredTensor and not args._batched._level.active:
+        return torch.zeros(args.shape, dtype=args.dtype, device=args.device)
+    return type(args)(map(_without_dead, args)) if isinstance(args, list | tuple) else args
+
+
+def dispatch_keys() -> tuple[Any, Any]:
+    """Return the dispatcher's state in this thread: which keys it includes and excludes."""
+    return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
 class _Lowering(TorchDispatchMode):
     """Also catches factories and plain tensors inside a lowered call."""
 
@@ -70,8 +97,7 @@ class _Lowering(TorchDispatchMode):
         super().__init__()
         self.level = level
         self.functorch = functorch
-        # The dispatcher's state as door 1 sees it: above autograd, so that physical operations are recorded.
-        self.outside = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+        self.outside = dispatch_keys()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -113,8 +139,9 @@ def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
     if bdim is not None:
         shape, strides = shape[:bdim] + shape[bdim + 1 :], strides[:bdim] + strides[bdim + 1 :]
     wrapped = Tensor._make_wrapper_subclass(
-        LoweredTensor, shape, strides=strides, dtype=value.dtype, device=value.device, requires_grad=requires_grad
-    )
+        LoweredTensor, shape, strides=strides, storage_offset=value.storage_offset(), dtype=value.dtype,
+        device=value.device, requires_grad=requires_grad,
+    )  # fmt: skip
     wrapped._batched = x
     return wrapped
 
@@ -166,13 +193,14 @@ def run_lowered(
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor:
             return lower(_at(level, a), requires_grad=record and a.requires_grad)
-        if functorch and isinstance(a, Tensor):  # a wrapper of torch.func's
+        # A wrapper of torch.func's; a lazy conjugate, which the dispatcher would resolve below autograd.
+        if isinstance(a, Tensor) and (functorch or (mode and (a.is_conj() or a.is_neg()))):
             return lower(BatchedTensor(a, None, level), requires_grad=record and a.requires_grad)
         return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
 
     def raise_(a: Any) -> Any:
         if type(a) is LoweredTensor:
-            return a._batched
+            return a._batched if a._batched._level.active else _without_dead(a)
         if isinstance(a, Tensor):  # a symbolic zero of the engine's: its graph is one of wrappers, and leads nowhere
             return a.detach() if a._is_zerotensor() else a
         return _plans.rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
@@ -181,7 +209,11 @@ def run_lowered(
     # Levels further out must not see the wrappers: they come back on for every physical operation.
     with torch._C.DisableTorchFunction():
         if not mode:
-            return raise_(function(*lowered, **lowered_kwargs))
+            before, level.dispatch_keys = level.dispatch_keys, dispatch_keys()
+            try:
+                return raise_(function(*lowered, **lowered_kwargs))
+            finally:
+                level.dispatch_keys = before
         if not functorch:
             with _Lowering(level):
                 return raise_(function(*lowered, **lowered_kwargs))

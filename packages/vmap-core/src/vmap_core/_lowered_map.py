@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._level import Level
-from ._lower import LoweredTensor, lower
+from ._lower import LoweredTensor, dispatch_keys, lower
 from ._packs import current_table
 from ._tensor import BatchedTensor
+
+
+class _Running(threading.local):
+    """The maps that run in this thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.levels: list[Level] = []
+
+
+_running = _Running()
+_OUTSIDE = -1_000_000  # depth of the first: outside all levels on the stack
 
 
 def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequence[Any]) -> list[Any]:
@@ -23,7 +35,9 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     """
     size = vectors[0].shape[0]
     level = Level(size, "error", current_table(), function)
-    level.depth = -1  # outside all others
+    level.depth = _OUTSIDE + len(_running.levels)
+    level.dispatch_keys = dispatch_keys()
+    _running.levels.append(level)
 
     def raised(x: Any) -> Any:
         if type(x) is BatchedTensor:
@@ -38,4 +52,5 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     try:
         return [raised(x) for x in function([lower(BatchedTensor(v, 0, level)) for v in vectors])]
     finally:
+        _running.levels.pop()
         level.active = False

@@ -12,7 +12,7 @@ from ._dims import (
     wrap_dim,
 )
 from ._dispatch import call, emitter
-from ._errors import DataDependentError, InplaceError, UnsupportedError, user_location
+from ._errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
 from ._exchange import exchange, exchanged
 from ._fallback import loop, loop_rule
 from ._families import batch_first, pointwise, reduction
@@ -30,6 +30,7 @@ from ._unexpanded import Product, is_expanded, product
 __all__ = [
     "BatchInfo",
     "BatchedTensor",
+    "ComplexGraphError",
     "DataDependentError",
     "InplaceError",
     "Level",

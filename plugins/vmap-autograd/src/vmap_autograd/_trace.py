@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from vmap_core.extend import BatchedTensor, make_leaf, own_samples
@@ -35,6 +36,11 @@ class Trace:
     out: Any
     aux: Any
     connected: bool
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the backward pass must be differentiable: also for tangents, which some formulas else lose."""
+        return self.connected or forward_ad._current_level >= 0
 
     def result(self, tree: Any) -> Any:
         """Return tensors of the graph as the caller may have them: without it, if only the inputs require grad."""
@@ -84,6 +90,50 @@ def trace(
     return Trace(inputs, spec, out, aux, connected)
 
 
+class _LayerNormInParts(TorchFunctionMode):
+    """Computes layer_norm from elementary operations.
+
+    PyTorch's formula for its second derivative takes the saved mean and deviation for constants. The derivatives that
+    a `jvp` inside a `jvp` takes, two of the backward pass and one forward, are then silently wrong.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.layer_norm, torch.nn.functional.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enable: bool = True
+) -> Any:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if tuple(x.shape[x.ndim - len(shape) :]) != shape:
+        raise RuntimeError(f"Given normalized_shape={list(shape)}, got an input of shape {tuple(x.shape)}")
+    dims = tuple(range(-len(shape), 0))
+    centered = x - x.mean(dims, keepdim=True)
+    out = centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def forward_mode_serves(primals: list[Any]) -> bool:
+    """Tell whether to take PyTorch's forward mode: it is free, and its result need not be differentiated by the primals.
+
+    Its formulas for layer_norm and the linear algebra take saved intermediates for constants, that of softmax writes in
+    place: differentiated again they are wrong, or an error.
+    """
+    return forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any(p.requires_grad for p in primals))
+
+
+def trace_for_tangents(
+    func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str
+) -> Trace:
+    """Run a function whose vjp is then differentiated by its vector, inside a forward mode that is in use."""
+    with _LayerNormInParts():
+        return trace(func, argnums, args, kwargs, has_aux, name)
+
+
 def _own_input(x: Any, name: str) -> Any:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: expected the arguments to differentiate by to hold only tensors, got {type(x)}")
@@ -104,6 +154,11 @@ def physical(x: Any) -> Any:
     while type(x) is BatchedTensor:
         x = x._value
     return x
+
+
+def requires_grad(tree: Any) -> bool:
+    """Tell whether a tensor of a tree requires grad."""
+    return any(isinstance(x, Tensor) and x.requires_grad for x in tree_flatten(tree)[0])
 
 
 def detached(tree: Any) -> Any:

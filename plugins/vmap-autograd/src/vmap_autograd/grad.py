@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge
 from vmap_core import vmap
 from vmap_core.extend import (
     BatchedTensor,
+    ComplexGraphError,
     Level,
     RulePack,
     UnsupportedError,
@@ -204,7 +205,10 @@ def _through_shared_graph(
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)
 
-    grads = run_lowered(info, engine, tuple(vectors), {}, mode=False)
+    try:
+        grads = run_lowered(info, engine, tuple(vectors), {}, mode=False)
+    except ComplexGraphError:
+        return _in_a_loop(info, outputs, inputs, vectors, keep, options)
     return tuple(g if type(g) is BatchedTensor or g is None else wrap(info, g, None) for g in grads)
 
 

@@ -14,9 +14,19 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmap_core.extend import lowered_map
+from vmap_core.extend import ComplexGraphError, lowered_map
 
-from ._trace import Argnums, output_tensors, physical, replaced, select, split_aux, trace
+from ._trace import (
+    Argnums,
+    forward_mode_serves,
+    output_tensors,
+    physical,
+    replaced,
+    select,
+    split_aux,
+    trace,
+    trace_for_tangents,
+)
 from .transforms import linear_map, vjp_function
 
 
@@ -60,7 +70,7 @@ def jacrev(
         traced = trace(func, argnums, args, kwargs, has_aux, "jacrev")
         outputs, out_spec = output_tensors(traced.out, "jacrev")
         pull = vjp_function(traced, "jacrev")
-        rows = _by_rows(lambda vectors: pull(tree_unflatten(vectors, out_spec)), outputs, chunk_size)
+        rows = traced.result(_by_rows(lambda vectors: pull(tree_unflatten(vectors, out_spec)), outputs, chunk_size))
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
         blocks = [
             [parts[j][i].reshape((*o.shape, *x.shape)) for j, x in enumerate(traced.inputs)]
@@ -113,11 +123,11 @@ def jacfwd(
         chosen = select(args, argnums, "jacfwd")
         inputs, in_spec = tree_flatten(chosen)
         found: dict[str, Any] = {}
-        if forward_ad._current_level >= 0:
-            traced = trace(func, argnums, args, kwargs, has_aux, "jacfwd")
+        if not forward_mode_serves(inputs):
+            traced = trace_for_tangents(func, argnums, args, kwargs, has_aux, "jacfwd")
             outputs, found["spec"] = output_tensors(traced.out, "jacfwd")
             found["shapes"], found["aux"] = [o.shape for o in outputs], traced.result(traced.aux)
-            columns = _by_rows(linear_map(traced), inputs, chunk_size)
+            columns = traced.result(_by_rows(linear_map(traced), inputs, chunk_size))
         else:
 
             def push(tangents: list[Any]) -> list[Any]:
@@ -191,7 +201,10 @@ def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_
         if rows[0].shape[0] == 1:
             chunks.append([x.unsqueeze(0) for x in function([v[0] for v in rows])])
         else:
-            chunks.append(lowered_map(function, rows))
+            try:
+                chunks.append(lowered_map(function, rows))
+            except ComplexGraphError:
+                return _by_rows(function, like, 1)
     return chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 

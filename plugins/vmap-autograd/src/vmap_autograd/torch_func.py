@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_unflatten
 from vmap_core.extend import current_levels
 
 from . import transforms
-from ._trace import replaced, select, trace
+from ._trace import replaced, requires_grad, select, trace
 
 
 def install() -> None:
@@ -56,7 +56,8 @@ def _vjp(func: Any, *primals: Any, argnums: Any = None, has_aux: bool = False) -
     pull = transforms.vjp_function(traced, "vjp")
 
     def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
-        return tree_unflatten(pull(cotangents, retain_graph, create_graph), traced.in_spec)
+        grads = tree_unflatten(pull(cotangents, retain_graph, create_graph), traced.in_spec)
+        return grads if create_graph or requires_grad(cotangents) else traced.result(grads)
 
     out = traced.result(traced.out)
     return (out, vjp_fn, traced.result(traced.aux)) if has_aux else (out, vjp_fn)

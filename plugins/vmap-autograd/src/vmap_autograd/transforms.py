@@ -18,7 +18,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core.extend import make_leaf, own_samples
 
-from ._trace import Argnums, Trace, detached, output_tensors, split_aux, trace
+from ._trace import (
+    Argnums,
+    Trace,
+    detached,
+    forward_mode_serves,
+    output_tensors,
+    requires_grad,
+    split_aux,
+    trace,
+    trace_for_tangents,
+)
 
 
 def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -87,7 +97,8 @@ def _grad(
             f"Expected f(*args) to return a scalar tensor, got tensor with {out.dim()} dims. Maybe you wanted to use "
             f"the vjp or jacrev APIs instead?"
         )
-    grads = traced.gradients([out], None, retain=traced.connected, create=traced.connected)
+    create = traced.recorded
+    grads = traced.result(traced.gradients([out], None, retain=create, create=create))
     return tree_unflatten(grads, traced.in_spec), traced
 
 
@@ -119,14 +130,15 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     function = vjp_function(traced, "vjp")
 
     def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
-        return tree_unflatten(function(cotangents, retain_graph, create_graph), traced.in_spec)
+        grads = tree_unflatten(function(cotangents, retain_graph, create_graph), traced.in_spec)
+        return grads if create_graph or requires_grad(cotangents) else traced.result(grads)
 
     out = traced.result(traced.out)
     return (out, vjp_fn, traced.result(traced.aux)) if has_aux else (out, vjp_fn)
 
 
 def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
-    """Return ``vjp_fn(cotangents) -> flat gradients`` of a function that has run."""
+    """Return ``vjp_fn(cotangents) -> flat gradients`` of a function that has run; these may have a graph to detach."""
     outputs, out_spec = output_tensors(traced.out, name)
 
     def function(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> list[Any]:
@@ -142,7 +154,7 @@ def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
                     f"{name}: expected a cotangent of the output's shape {tuple(o.shape)}, got {tuple(v.shape)}"
                 )
         if create_graph is None:
-            create_graph = torch.is_grad_enabled() and (traced.connected or any(v.requires_grad for v in vectors))
+            create_graph = torch.is_grad_enabled() and (traced.recorded or any(v.requires_grad for v in vectors))
         return traced.gradients(outputs, vectors, retain=retain_graph, create=create_graph)
 
     return function
@@ -152,9 +164,9 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     """Compute a function and the product of its Jacobian with a vector.
 
     Signature and results are those of ``torch.func.jvp``
-    (https://docs.pytorch.org/docs/stable/generated/torch.func.jvp.html). It takes PyTorch's forward mode. Inside
-    another jvp, since that mode has one level, and where the primals require grad, the vjp, which is linear, is
-    differentiated by its vector instead.
+    (https://docs.pytorch.org/docs/stable/generated/torch.func.jvp.html). Inside another jvp, since PyTorch's
+    forward mode has one level, and where the primals require grad, since not all its formulas can be differentiated
+    again, the vjp, which is linear, is differentiated by its vector instead.
 
     Args:
         func: takes and returns tensors, or trees of them.
@@ -173,10 +185,11 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
         (tensor(9.), tensor(6.))
     """
     flat, spec = _checked_tangents(primals, tangents, "jvp")
-    # Forward mode has one level. And its symbolic zeros, saved in a graph, do not stand mapped double backwards.
-    if forward_ad._current_level >= 0 or any(p.requires_grad for p in flat[0]):
-        traced = trace(func, None, primals, {}, has_aux, "jvp")
-        pushed = tree_unflatten(linear_map(traced, strict)(flat[1]), output_tensors(traced.out, "jvp")[1])
+    if not forward_mode_serves(flat[0]):
+        traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp")
+        pushed = linear_map(traced, strict)(flat[1])
+        pushed = pushed if requires_grad(tangents) else traced.result(pushed)
+        pushed = tree_unflatten(pushed, output_tensors(traced.out, "jvp")[1])
         results: tuple[Any, ...] = (traced.result(traced.out), pushed)
         return (*results, traced.result(traced.aux)) if has_aux else results
     with forward_ad.dual_level():
@@ -224,13 +237,17 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
 
     def jvp_fn(*tangents: Any) -> Any:
         flat, _ = _checked_tangents(primals, tangents, "linearize")
-        return tree_unflatten(apply(flat[1]), out_spec)
+        pushed = tree_unflatten(apply(flat[1]), out_spec)
+        return pushed if requires_grad(tangents) else traced.result(pushed)
 
     return traced.result(traced.out), jvp_fn
 
 
 def linear_map(traced: Trace, strict: bool = False) -> Callable[[list[Any]], list[Any]]:
-    """Return the map from flat input tangents to flat output tangents: the vjp, differentiated by its vector."""
+    """Return the map from flat input tangents to flat output tangents: the vjp, differentiated by its vector.
+
+    As with `vjp_function`, its results may have a graph to detach.
+    """
     outputs, _ = output_tensors(traced.out, "jvp")
     with torch.enable_grad():
         vectors = [_zeros_leaf(o) for o in outputs]
@@ -240,7 +257,7 @@ def linear_map(traced: Trace, strict: bool = False) -> Callable[[list[Any]], lis
         raise RuntimeError("jvp(strict=True): an output of the function does not depend on its inputs")
 
     def apply(tangents: list[Any]) -> list[Any]:
-        create = torch.is_grad_enabled() and (traced.connected or any(t.requires_grad for t in tangents))
+        create = torch.is_grad_enabled() and (traced.recorded or any(t.requires_grad for t in tangents))
         pushed: Any = [None] * len(vectors)
         if at:
             pushed = torch.autograd.grad(

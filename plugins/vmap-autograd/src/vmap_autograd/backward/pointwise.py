@@ -21,6 +21,25 @@ def gelu_backward(info: Level, in_dims: Any, grad: Any, x: Any, *, approximate: 
     return aten.gelu_backward.default(grad, x, approximate=approximate), 0
 
 
+@pack.composite(aten.glu_jvp.default)
+def glu_jvp(glu: Any, x: Any, dx: Any, dim: int) -> Any:
+    """(*, n, *), (*, 2n, *), (*, 2n, *) -> (*, n, *)."""
+    gate = x.chunk(2, dim)[1].sigmoid()
+    da, db = dx.chunk(2, dim)
+    return da * gate + glu * (1 - gate) * db
+
+
+@pack.composite(aten.glu_backward_jvp.default)
+def glu_backward_jvp(grad_x: Any, grad_glu: Any, x: Any, dgrad_glu: Any, dx: Any, dim: int) -> Any:
+    """(*, 2n, *), (*, n, *), (*, 2n, *), (*, n, *), (*, 2n, *) -> (*, 2n, *)."""
+    (a, b), (da, db) = x.chunk(2, dim), dx.chunk(2, dim)
+    gate = b.sigmoid()
+    slope = gate * (1 - gate)
+    first = dgrad_glu * gate + grad_glu * slope * db
+    second = slope * (dgrad_glu * a + grad_glu * da + grad_glu * a * (1 - 2 * gate) * db)
+    return torch.cat([first, second], dim)
+
+
 @pack.rule(aten.masked_scatter_backward.default)
 def masked_scatter_backward(info: Level, in_dims: Any, grad: Any, mask: Any, sizes: Any) -> tuple[Tensor, int]:
     """(*), (*), sizes -> (sizes): the elements under the mask, in their order, then zeros."""
