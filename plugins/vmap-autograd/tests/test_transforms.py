@@ -261,6 +261,7 @@ LAYERS = {
     "complex": lambda x: (x * (1 + 2j) + x.sin() * 1j).abs() * torch.view_as_real(x.sgn() * 1j).sum(),
     "complex product": lambda x: (x * (1 + 2j) @ (x * 1j).mH).abs(),
     "einsum": lambda x: torch.einsum("ij,kj->ik", x, x),
+    "indexing": lambda x: x[[1, 0, 1]][:, ::2] * x[0, 0],
     "conv": lambda x: torch.nn.functional.conv1d(x[None], x[None, :, :2]),
 }
 SECOND = {

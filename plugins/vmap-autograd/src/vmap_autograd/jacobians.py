@@ -14,7 +14,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmap_core.extend import ComplexGraphError, lowered_map
+from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 
 from ._trace import (
     Argnums,
@@ -203,7 +203,7 @@ def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_
         else:
             try:
                 chunks.append(lowered_map(function, rows))
-            except ComplexGraphError:
+            except (ComplexGraphError, InplaceError):  # a formula writes them into a tensor that is not lowered
                 return _by_rows(function, like, 1)
     return chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
