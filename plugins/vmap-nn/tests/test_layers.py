@@ -77,3 +77,19 @@ def test_batch_norm_with_statistics_of_each_member():
         member(row)
     torch.testing.assert_close(buffers["running_mean"], torch.stack([m.running_mean for m in members]))
     torch.testing.assert_close(buffers["running_var"], torch.stack([m.running_var for m in members]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_one_number_for_all_spatial_dims(n):
+    x = torch.randn(3, 2, *(5,) * n)
+    F = torch.nn.functional
+    for f in (
+        lambda x: getattr(F, f"adaptive_avg_pool{n}d")(x, 2),
+        lambda x: getattr(F, f"avg_pool{n}d")(x, 2),
+        lambda x: getattr(F, f"max_pool{n}d")(x, 2, stride=1),
+        lambda x: getattr(F, f"adaptive_max_pool{n}d")(x, 2),
+    ):
+        torch.testing.assert_close(vmap(f)(x), torch.stack([f(row) for row in x]))
+        torch.testing.assert_close(vmap(f)(x[:, None]), torch.stack([f(row[None]) for row in x]))
+    with pytest.raises(RuntimeError, match=f"Expected {n + 1}D"):
+        vmap(lambda x: getattr(F, f"avg_pool{n}d")(x, 2))(x[:, 0])

@@ -21,6 +21,9 @@ def fold(op: Any, *, spatial: int) -> Any:
         spatial: number of dims after C.
     """
 
+    # Python's binding takes one number for all spatial dims, the overload does not.
+    emit = getattr(torch._C._nn, op._schema.name[6:], op)
+
     def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         rank = logical_rank(args[0], in_dims[0])
         if rank not in (spatial + 1, spatial + 2):
@@ -35,7 +38,7 @@ def fold(op: Any, *, spatial: int) -> Any:
                 a = ensure_bdim(a, d, info.batch_size)
                 a = a.flatten(0, 1) if folded else a
             given.append(a)
-        out = op(*given, **kwargs)
+        out = emit(*given, **kwargs)
         if not folded:
             return out, 0
         n = args[0].shape[1 if in_dims[0] == 0 else 0]
