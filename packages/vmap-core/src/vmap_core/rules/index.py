@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 
 from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
 from .._errors import DataDependentError, UnsupportedError, user_location
@@ -300,8 +301,14 @@ def _expanded_embedding(indices: Any, weight: Any, _: None, padding_idx: int) ->
     places = torch.where(indices < 0, weight.shape[1], indices)  # unlike an index, a token cannot be negative
     out = aten.index.Tensor(weight, [samples, places])
     if padding_idx >= 0:  # rows at the padding index get no gradient
-        out = torch.where((indices == padding_idx).unsqueeze(-1), out.detach(), out)
+        out = torch.where((indices == padding_idx).unsqueeze(-1), _without_graph(out), out)
     return out
+
+
+def _without_graph(x: Any) -> Any:
+    """Return a tensor without its graph; a tangent of forward mode stays, as PyTorch's embedding has it."""
+    tangent = forward_ad.unpack_dual(x).tangent if forward_ad._current_level >= 0 else None
+    return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent)
 
 
 def _embedding(indices: Any, weight: Any, _: None, padding_idx: int) -> Any:
