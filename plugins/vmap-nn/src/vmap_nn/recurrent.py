@@ -229,9 +229,9 @@ def _flat(value: Any) -> list[Any]:
 def _layers(cell: Cell, op: Any, packed: bool) -> Any:
     """Make the rule of a whole stack of layers."""
 
-    def layers(info: Level, in_dims: Any, x: Tensor, *args: Any) -> Any:
+    def layers(info: Level, in_dims: Any, x: Tensor, *given: Any) -> Any:
         """(T, N, I) or (rows, I), (L, N, H) -> (T, N, H) or (rows, H), (L, N, H)."""
-        args, dims = list(args), list(in_dims[1:])
+        args, dims = list(given), list(in_dims[1:])
         lead: tuple[Tensor, ...] = ()
         if packed:
             lead = (args.pop(0),)
@@ -262,6 +262,10 @@ def _layers(cell: Cell, op: Any, packed: bool) -> Any:
     return layers
 
 
+def _biases(bias: Tensor | None, bdim: int | None, size: int) -> Tensor | None:
+    return None if bias is None else ensure_bdim(bias, bdim, size)
+
+
 def _one_step(cell: Cell, op: Any) -> Any:
     """Make the rule of one step."""
 
@@ -282,14 +286,12 @@ def _one_step(cell: Cell, op: Any) -> Any:
             out = op(x.flatten(0, 1), flat if cell.states == 2 else flat[0], w_ih, w_hh, b_ih, b_hh)
             outs = tuple(o.unflatten(0, x.shape[:2]) for o in _flat(out))
         else:
-            params = [
-                p if p is None else ensure_bdim(p, d, size)
-                for p, d in zip((w_ih, w_hh, b_ih, b_hh), weight_dims, strict=False)
-            ]
-            hidden = _affine(states[0], params[1], params[3])
+            weights = (ensure_bdim(w_ih, weight_dims[0], size), ensure_bdim(w_hh, weight_dims[1], size))
+            biases = (_biases(b_ih, weight_dims[2], size), _biases(b_hh, weight_dims[3], size))
+            hidden = _affine(states[0], weights[1], biases[1])
             if hidden.shape[-1] != cell.gates * states[-1].shape[-1]:
                 raise RuntimeError(f"{cell.name}_cell: hidden size {states[-1].shape[-1]} does not fit the weights")
-            outs = cell.step(_affine(x, params[0], params[2]), hidden, states)
+            outs = cell.step(_affine(x, weights[0], biases[0]), hidden, states)
         return (outs if cell.states == 2 else outs[0]), 0
 
     return one_step
