@@ -17,24 +17,16 @@ pack = RulePack("nn.recurrent")
 State = tuple[Tensor, ...]
 
 
-def _lstm(given: Tensor, hidden: Tensor, state: State) -> State:
-    i, f, g, o = (given + hidden).chunk(4, -1)
+def _lstm(gates: Tensor, state: State) -> State:
+    i, f, g, o = gates.chunk(4, -1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
 def _gru(given: Tensor, hidden: Tensor, state: State) -> State:
-    (r, z), n = (given + hidden).chunk(3, -1)[:2], given.chunk(3, -1)[2]
-    n = (n + r.sigmoid() * hidden.chunk(3, -1)[2]).tanh()
-    return ((state[0] - n) * z.sigmoid() + n,)
-
-
-def _tanh(given: Tensor, hidden: Tensor, state: State) -> State:
-    return ((given + hidden).tanh(),)
-
-
-def _relu(given: Tensor, hidden: Tensor, state: State) -> State:
-    return ((given + hidden).relu(),)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = given.chunk(3, -1), hidden.chunk(3, -1)
+    n = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+    return ((state[0] - n) * (x_z + h_z).sigmoid() + n,)
 
 
 @dataclass(frozen=True)
@@ -45,30 +37,41 @@ class Cell:
         name: as in ATen.
         gates: number of gates, whose weights lie one after the other.
         states: number of hidden states.
-        step: (B, N, gates * H) of the input and of the hidden state, and the old state, to the new state.
+        step: what the gates (B, N, gates * H) and the old state make of the state. GRU's takes the gates of the input
+            and those of the hidden state apart, all others their sum.
     """
 
     name: str
     gates: int
     states: int
-    step: Callable[[Tensor, Tensor, State], State]
+    step: Callable[..., State]
+
+    def given(self, x: Tensor, params: Sequence[Any]) -> Tensor:
+        """(B, rows, I) -> the input's part of the gates; all biases are in it if the parts are summed."""
+        w_ih, _, b_ih, b_hh, _ = params
+        return _affine(x, w_ih.mT, b_ih if b_ih is None or self.step is _gru else b_ih + b_hh)
+
+    def next(self, given: Tensor, state: State, params: Sequence[Any]) -> State:
+        """Take one step: (B, N, gates * H), (B, N, H) -> (B, N, H). The hidden weights are (B, H, gates * H) here."""
+        _, w_hh, _, b_hh, projection = params
+        if self.step is _gru:
+            new = self.step(given, _affine(state[0], w_hh, b_hh), state)
+        else:
+            new = self.step(torch.baddbmm(given, state[0], w_hh), state)
+        return new if projection is None else (new[0] @ projection.mT, *new[1:])
 
 
 CELLS = (
     Cell("lstm", 4, 2, _lstm),
     Cell("gru", 3, 1, _gru),
-    Cell("rnn_tanh", 1, 1, _tanh),
-    Cell("rnn_relu", 1, 1, _relu),
+    Cell("rnn_tanh", 1, 1, lambda gates, state: (gates.tanh(),)),
+    Cell("rnn_relu", 1, 1, lambda gates, state: (gates.relu(),)),
 )
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, N, I), (B, G, I), (B, G) -> (B, N, G)."""
-    return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-
-def _project(hidden: State, projection: Tensor | None) -> State:
-    return hidden if projection is None else (hidden[0] @ projection.mT, *hidden[1:])
+    """(B, N, I), (B, I, G), (B, G) -> (B, N, G)."""
+    return x @ weight if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
 
 
 def _run(cell: Cell, x: Tensor, state: State, params: Sequence[Any], counts: list[int], reverse: bool) -> Any:
@@ -85,13 +88,14 @@ def _run(cell: Cell, x: Tensor, state: State, params: Sequence[Any], counts: lis
     Returns:
         (B, rows, H), and the last state.
     """
-    w_ih, w_hh, b_ih, b_hh, projection = params
-    steps = _affine(x, w_ih, b_ih).split(counts, 1)
+    steps = cell.given(x, params).split(counts, 1)
+    w_ih, w_hh, *rest = params
+    params = (w_ih, w_hh.mT.contiguous() if len(counts) > 2 else w_hh.mT, *rest)  # a copy is soon made good
     outputs = []
     for given in reversed(steps) if reverse else steps:
         n, total = given.shape[1], state[0].shape[1]
         live = state if n == total else tuple(s[:, :n] for s in state)
-        new = _project(cell.step(given, _affine(live[0], w_hh, b_hh), live), projection)
+        new = cell.next(given, live, params)
         outputs.append(new[0])
         state = new if n == total else tuple(torch.cat((a, s[:, n:]), 1) for a, s in zip(new, state, strict=True))
     return torch.cat(outputs[::-1] if reverse else outputs, 1), state
@@ -217,6 +221,9 @@ def _each_direction(call: Call, params: list[Tensor], states: list[Tensor], coun
         expected = (runs, counts[0] if counts else 0, h)
         if tuple(s.shape[1:]) != expected:
             raise RuntimeError(f"{call.cell.name}: Expected hidden size {expected}, got {tuple(s.shape[1:])}")
+    for k, direction in enumerate(each):
+        if any(p is not None and p.shape[1] != call.cell.gates * height for p in direction[:4]):
+            raise RuntimeError(f"{call.cell.name}: the weights of layer {k // call.directions} have different sizes")
     if not counts:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     return each
@@ -262,10 +269,6 @@ def _layers(cell: Cell, op: Any, packed: bool) -> Any:
     return layers
 
 
-def _biases(bias: Tensor | None, bdim: int | None, size: int) -> Tensor | None:
-    return None if bias is None else ensure_bdim(bias, bdim, size)
-
-
 def _one_step(cell: Cell, op: Any) -> Any:
     """Make the rule of one step."""
 
@@ -286,12 +289,13 @@ def _one_step(cell: Cell, op: Any) -> Any:
             out = op(x.flatten(0, 1), flat if cell.states == 2 else flat[0], w_ih, w_hh, b_ih, b_hh)
             outs = tuple(o.unflatten(0, x.shape[:2]) for o in _flat(out))
         else:
-            weights = (ensure_bdim(w_ih, weight_dims[0], size), ensure_bdim(w_hh, weight_dims[1], size))
-            biases = (_biases(b_ih, weight_dims[2], size), _biases(b_hh, weight_dims[3], size))
-            hidden = _affine(states[0], weights[1], biases[1])
-            if hidden.shape[-1] != cell.gates * states[-1].shape[-1]:
+            given = zip((w_ih, w_hh, b_ih, b_hh), weight_dims, strict=True)
+            params: list[Any] = [p if p is None else ensure_bdim(p, d, size) for p, d in given]
+            height = cell.gates * states[-1].shape[-1]
+            if any(p is not None and p.shape[1] != height for p in params):
                 raise RuntimeError(f"{cell.name}_cell: hidden size {states[-1].shape[-1]} does not fit the weights")
-            outs = cell.step(_affine(x, weights[0], biases[0]), hidden, states)
+            gates = cell.given(x, (*params, None))
+            outs = cell.next(gates, states, (params[0], params[1].mT, *params[2:], None))
         return (outs if cell.states == 2 else outs[0]), 0
 
     return one_step
