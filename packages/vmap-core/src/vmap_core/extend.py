@@ -23,6 +23,7 @@ from ._lowered_map import lowered_map
 from ._ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
+from ._read import every_sample
 from ._registry import RulePack
 from ._tensor import BatchedTensor
 from ._unexpanded import Product, is_expanded, product
@@ -43,6 +44,7 @@ __all__ = [
     "current_levels",
     "emitter",
     "ensure_bdim",
+    "every_sample",
     "exchange",
     "exchanged",
     "hookimpl",

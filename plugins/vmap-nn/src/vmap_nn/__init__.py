@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import attention, classification, convolution, loss, normalization, recurrent, spatial
+from . import attention, classification, convolution, embedding, loss, normalization, recurrent, spatial
 
 __all__ = ["vmap_rules"]
 
@@ -10,5 +10,5 @@ __all__ = ["vmap_rules"]
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    modules = (attention, classification, convolution, loss, normalization, recurrent, spatial)
+    modules = (attention, classification, convolution, embedding, loss, normalization, recurrent, spatial)
     return [module.pack for module in modules]

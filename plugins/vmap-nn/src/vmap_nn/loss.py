@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vmap_core.extend import RulePack
+from vmap_core.extend import RulePack, ensure_bdim, every_sample
 
 aten = torch.ops.aten
 pack = RulePack("nn.loss")
+REDUCTIONS = ("none", "mean", "sum")  # by ATen's codes
 
 
 def reduce(loss: Tensor, reduction: int) -> Tensor:
@@ -30,3 +34,40 @@ def glu(x, dim=-1):
         raise RuntimeError(f"Halving dimension must be even, but dimension {dim} is size {x.shape[dim]}")
     a, b = x.chunk(2, dim)
     return a * b.sigmoid()
+
+
+@pack.rule(aten.multilabel_margin_loss_forward.default)
+def multilabel_margin_loss(info, in_dims, x, target, reduction):
+    """(C) or (N, C), classes of the same shape, ended by -1 -> () or (N), and which classes are targets."""
+    x, target = (ensure_bdim(t, d, info.batch_size) for t, d in zip((x, target), in_dims, strict=False))
+    if x.ndim > 3 or target.shape != x.shape:
+        raise RuntimeError(f"inconsistent target size: {list(target.shape[1:])} for input of size: {list(x.shape[1:])}")
+    lead, classes = (x.shape[:-1], x.shape[-1]) if x.ndim > 1 else (x.shape, 1)  # a scalar is one class
+    rows = (t.reshape(lead.numel(), classes) for t in (x, target))
+    loss, is_target = aten.multilabel_margin_loss_forward.default(*rows, 0)
+    loss = loss.reshape(lead)
+    if reduction and loss.ndim == 2:
+        loss = loss.mean(1) if reduction == 1 else loss.sum(1)
+    return (loss, is_target.reshape(x.shape)), 0
+
+
+@pack.composite(functional.gaussian_nll_loss)
+def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"):
+    """(*), (*), (*) or one dim less or a number -> (*) or (): PyTorch's, but negative variances of any sample are found."""
+    negative = var < 0 if isinstance(var, float) else bool((every_sample(var) < 0).any())
+    if negative:
+        raise ValueError("var has negative entry/entries")
+    if isinstance(var, float):
+        var = var * torch.ones_like(input)
+    if var.shape != input.shape:
+        if input.shape[:-1] == var.shape:
+            var = var.unsqueeze(-1)
+        elif input.ndim != var.ndim or sum(v for i, v in zip(input.shape, var.shape, strict=True) if i != v) != 1:
+            raise ValueError("var is of incorrect size")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction} is not valid")
+    var = var.clone()
+    with torch.no_grad():  # where it is clamped the gradient goes through
+        var.clamp_(min=eps)
+    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, REDUCTIONS.index(reduction))

@@ -86,7 +86,8 @@ def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var,
     size = info.batch_size
     x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
     if not size:
-        return (x.new_empty(x.shape), x.new_empty(0, x.shape[2]), x.new_empty(0, x.shape[2])), (1, 0, 0)
+        saved = x.new_empty(0, x.shape[2] if training else 0)
+        return (x.new_empty(x.shape), saved, saved.clone()), (1, 0, 0)
     mean, var = _channels(running_mean, m_bdim, size), _channels(running_var, v_bdim, size)
     if training and mean is not None:  # updated in place, then written back
         mean, var = mean.clone(), var.clone()
@@ -106,3 +107,15 @@ def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var,
     channels = x.shape[2]
     saved = [s.reshape(size, channels) if s.numel() else s.reshape(size, 0) for s in (save_mean, save_rstd)]
     return (out.reshape(x.shape), *saved), (1, 0, 0)
+
+
+@pack.composite(aten._native_batch_norm_legit.default)
+def native_batch_norm_legit(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    """native_batch_norm, which its schema says writes to the statistics."""
+    return torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+@pack.composite(aten._native_batch_norm_legit.no_stats)
+def native_batch_norm_without_statistics(x, weight, bias, training, momentum, eps):
+    """native_batch_norm with the statistics of the batch."""
+    return torch.native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
