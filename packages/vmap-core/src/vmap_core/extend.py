@@ -11,7 +11,7 @@ from ._dims import (
     to_front,
     wrap_dim,
 )
-from ._dispatch import call, emitter
+from ._dispatch import call, call_inherent, emitter
 from ._errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
 from ._exchange import exchange, exchanged
 from ._fallback import loop, loop_rule
@@ -41,6 +41,7 @@ __all__ = [
     "align",
     "batch_first",
     "call",
+    "call_inherent",
     "current_levels",
     "emitter",
     "ensure_bdim",

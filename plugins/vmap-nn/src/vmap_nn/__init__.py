@@ -2,13 +2,25 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import attention, classification, convolution, embedding, loss, normalization, recurrent, spatial
+from . import (
+    attention,
+    classification,
+    convolution,
+    embedding,
+    loss,
+    multihead,
+    normalization,
+    recurrent,
+    spatial,
+)
 
 __all__ = ["vmap_rules"]
+
+MODULES = (attention, classification, convolution, embedding, loss, multihead, normalization, recurrent, spatial)
 
 
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    modules = (attention, classification, convolution, embedding, loss, normalization, recurrent, spatial)
-    return [module.pack for module in modules]
+    multihead.install()
+    return [module.pack for module in MODULES]

@@ -1,0 +1,81 @@
+"""Multi-head attention and Transformer layers: with shared weights one call for all samples."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import multi_head_attention_forward
+from torch.nn.modules import transformer
+
+from vmap_core.extend import BatchedTensor, Level, RulePack, call_inherent, ensure_bdim, unwrap, wrap
+
+pack = RulePack("nn.multihead")
+
+_SIGNATURE = inspect.signature(multi_head_attention_forward)
+_NAMES = tuple(_SIGNATURE.parameters)
+_WEIGHTS = tuple(n for n in _NAMES if n.endswith(("_weight", "_bias")) or n in ("bias_k", "bias_v"))
+
+
+@pack.logical(multi_head_attention_forward)
+def multi_head_attention(info: Level, *args: Any, **kwargs: Any) -> Any:
+    """(L, E) or (L, N, E), (S, E) or (S, N, E) -> (L, E) or (L, N, E), (L, S) or (N, L, S)."""
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    values, dims, _ = unwrap(info, tuple(bound.arguments.values()))
+    call, bdims = dict(zip(_NAMES, values, strict=True)), dict(zip(_NAMES, dims, strict=True))
+    if not _can_fold(info, call, bdims):
+        return call_inherent(info, multi_head_attention_forward, args, kwargs)
+    size = info.batch_size
+    single = call["query"].ndim - (bdims["query"] is not None) == 2
+    for name in ("query", "key", "value"):  # the mapped dim goes before N
+        x = ensure_bdim(call[name], bdims[name], size).movedim(0, 1)
+        call[name] = x if single else x.flatten(1, 2)
+    n = 1 if single else call["query"].shape[1] // size
+    if call["key_padding_mask"] is not None:
+        mask = ensure_bdim(call["key_padding_mask"], bdims["key_padding_mask"], size)
+        call["key_padding_mask"] = mask if single else mask.flatten(0, 1)
+    if call["attn_mask"] is not None and call["attn_mask"].ndim - (bdims["attn_mask"] is not None) == 3:
+        call["attn_mask"] = ensure_bdim(call["attn_mask"], bdims["attn_mask"], size).flatten(0, 1)
+    out, weights = multi_head_attention_forward(**call)
+    if not single:
+        out = out.unflatten(1, (size, n))
+        weights = None if weights is None else weights.unflatten(0, (size, n))
+    return wrap(info, out, 1), None if weights is None else wrap(info, weights, 0)
+
+
+def _can_fold(info: Level, call: dict[str, Any], bdims: dict[str, Any]) -> bool:
+    """Tell whether the mapped dim may become part of N: everything that N does not reach is shared."""
+    query, mask = call["query"], call["attn_mask"]
+    ranks = {call[n].ndim - (bdims[n] is not None) for n in ("query", "key", "value")}
+    drawn = call["training"] and call["dropout_p"] > 0
+    return (
+        info.batch_size > 0
+        and ranks in ({2}, {3})
+        and query.numel() > 0
+        and all(bdims[n] is None for n in _WEIGHTS)
+        and call["static_k"] is None
+        and call["static_v"] is None
+        and not (mask is not None and bdims["attn_mask"] is not None and mask.ndim == 3)
+        and (not drawn or info.randomness == "different")
+    )
+
+
+def install() -> None:
+    """Let the encoders' question whether a mask is causal pass for mapped ones; again is harmless.
+
+    The answer is a hint for speed. It would be a read of values that differ from sample to sample.
+    """
+    native = transformer._detect_is_causal_mask
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def detect(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        mapped = type(mask) is BatchedTensor and mask._bdim is not None
+        return is_causal is True if mapped else native(mask, is_causal, size)
+
+    detect._vmap_native = native  # type: ignore[attr-defined]
+    transformer._detect_is_causal_mask = detect
