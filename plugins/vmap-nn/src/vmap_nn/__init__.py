@@ -13,8 +13,9 @@ from . import (
     recurrent,
     spatial,
 )
+from .ensemble import Ensemble
 
-__all__ = ["vmap_rules"]
+__all__ = ["Ensemble", "vmap_rules"]
 
 MODULES = (attention, classification, convolution, embedding, loss, multihead, normalization, recurrent, spatial)
 
