@@ -13,9 +13,10 @@ from . import (
     recurrent,
     spatial,
 )
+from .buffers import call_with_buffers
 from .ensemble import Ensemble
 
-__all__ = ["Ensemble", "vmap_rules"]
+__all__ = ["Ensemble", "call_with_buffers", "vmap_rules"]
 
 MODULES = (attention, classification, convolution, embedding, loss, multihead, normalization, recurrent, spatial)
 

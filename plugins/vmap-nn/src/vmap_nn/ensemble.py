@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from vmap_core import vmap
 from vmap_core.extend import UnsupportedError
+
+from ._swap import places_of, swapped
 
 Randomness = Literal["error", "same", "different"]
 
@@ -127,14 +128,21 @@ class Ensemble(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call every member; keyword arguments are the same for all."""
-        places = _places(self.module)
-        tensors = [holder[key] for holder, key, _ in places]
-        dims = [None if name in self.shared else 0 for _, _, name in places]
+        places = places_of(self.module)
+        tensors = [place.now for place in places]
+        dims = [None if place.name in self.shared else 0 for place in places]
         given = self.in_dims if isinstance(self.in_dims, tuple | list) else [self.in_dims] * len(args)
 
         def member(tensors: list[Tensor], *args: Any) -> Any:
-            with _swapped(places, tensors):
-                return self.module(*args, **kwargs)
+            with swapped(places, tensors):
+                out = self.module(*args, **kwargs)
+                for place, tensor in zip(places, tensors, strict=True):
+                    if place.now is not tensor:
+                        raise UnsupportedError(
+                            f"Ensemble: the module assigns a new tensor to {place.name} in its forward. Instead: write "
+                            f"in place, self.{place.key}.copy_(...)."
+                        )
+                return out
 
         call = vmap(
             member, (dims, *given), self.out_dims, self.randomness, chunk_size=self.chunk_size, axis_size=self.count
@@ -164,45 +172,6 @@ class Ensemble(nn.Module):
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name; one that has several names appears once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-Place = tuple[dict[str, Any], str, str]
-
-
-def _places(module: nn.Module) -> list[Place]:
-    """Return where a module keeps its parameters and buffers: dict, key, full name; what is tied has one name."""
-    places: list[Place] = []
-    names: dict[int, str] = {}
-    for prefix, part in module.named_modules():
-        for holder in (part._parameters, part._buffers):
-            for key, tensor in holder.items():
-                if tensor is not None:
-                    name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
-                    places.append((holder, key, name))
-    return places
-
-
-@contextlib.contextmanager
-def _swapped(places: list[Place], tensors: list[Tensor]) -> Iterator[None]:
-    """Put tensors in the places for a while. torch.func.functional_call does the same in three times the time.
-
-    Raises:
-        UnsupportedError: the module put another tensor in a place.
-    """
-    kept = [holder[key] for holder, key, _ in places]
-    for (holder, key, _), tensor in zip(places, tensors, strict=True):
-        holder[key] = tensor
-    try:
-        yield
-        for (holder, key, name), tensor in zip(places, tensors, strict=True):
-            if holder.get(key) is not tensor:
-                raise UnsupportedError(
-                    f"Ensemble: the module assigns a new tensor to {name} in its forward. Instead: write in place, "
-                    f"self.{name.rpartition('.')[2]}.copy_(...)."
-                )
-    finally:
-        for (holder, key, _), tensor in zip(places, kept, strict=True):
-            holder[key] = tensor
 
 
 def _select(state: dict[str, Tensor], shared: Sequence[str]) -> set[str]:

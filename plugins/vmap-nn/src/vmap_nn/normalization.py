@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import InplaceError, RulePack, ensure_bdim, to_front, user_location
+from vmap_core.extend import (
+    InplaceError,
+    Level,
+    RulePack,
+    ensure_bdim,
+    promote,
+    to_front,
+    unwrap,
+    user_location,
+    wrap,
+)
 
 aten = torch.ops.aten
 pack = RulePack("nn.normalization")
@@ -70,19 +80,40 @@ def _channels(parameter: Any, bdim: int | None, size: int) -> Any:
     return None if parameter is None else ensure_bdim(parameter, bdim, size).reshape(-1)
 
 
-@pack.rule(aten.native_batch_norm.default)
-def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var, training, momentum, eps):
+@pack.logical(aten.native_batch_norm.default)
+def native_batch_norm(info, x, weight, bias, running_mean, running_var, training, momentum, eps):
     """(N, C, *), four times (C) -> (N, C, *), mean and reciprocal deviation (C).
 
     The mapped dim is folded into the channels, so that every sample keeps statistics of its own.
     """
-    x_bdim, w_bdim, b_bdim, m_bdim, v_bdim = in_dims[:5]
-    if training and running_mean is not None and (m_bdim is None or v_bdim is None):
+    batched = unwrap(info, (x, weight, bias, running_mean, running_var))[2]
+    if batched and training and running_mean is not None:
+        _own_statistics(info, running_mean, running_var)
+    values, dims, _ = unwrap(info, (x, weight, bias, running_mean, running_var))
+    if not batched:
+        return wrap(info, torch.native_batch_norm(*values, training, momentum, eps), None)
+    return wrap(info, *_batch_norm(info, values, dims, training, momentum, eps))
+
+
+def _own_statistics(info: Level, *statistics: Any) -> None:
+    """Give statistics that were made inside the function a batch dim; refuse those from outside."""
+    try:
+        for tensor in statistics:
+            promote(info, tensor, aten.native_batch_norm.default)
+    except InplaceError:
         raise InplaceError(
             f"vmap: batch_norm in training would update running statistics that all samples share, at "
-            f"{user_location()}. Instead: module.eval(), or track_running_stats=False, or map over the statistics "
-            f"(in_dims, or clone them inside the function)."
-        )
+            f"{user_location()}. Instead: module.eval(); or track_running_stats=False (for a whole model: "
+            f"torch.func.replace_all_batch_norm_modules_); or out, buffers = vmap_nn.call_with_buffers(module, x), which "
+            f"returns the statistics of each sample; or map over the statistics with in_dims."
+        ) from None
+
+
+def _batch_norm(
+    info: Level, values: list[Any], dims: list[Any], training: bool, momentum: float, eps: float
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    x, weight, bias, running_mean, running_var = values
+    x_bdim, w_bdim, b_bdim, m_bdim, v_bdim = dims
     size = info.batch_size
     x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
     if not size:
@@ -105,8 +136,8 @@ def native_batch_norm(info, in_dims, x, weight, bias, running_mean, running_var,
         to_front(running_mean, m_bdim).copy_(mean.reshape(size, -1))
         to_front(running_var, v_bdim).copy_(var.reshape(size, -1))
     channels = x.shape[2]
-    saved = [s.reshape(size, channels) if s.numel() else s.reshape(size, 0) for s in (save_mean, save_rstd)]
-    return (out.reshape(x.shape), *saved), (1, 0, 0)
+    stats = [s.reshape(size, channels) if s.numel() else s.reshape(size, 0) for s in (save_mean, save_rstd)]
+    return (out.reshape(x.shape), *stats), (1, 0, 0)
 
 
 @pack.composite(aten._native_batch_norm_legit.default)
