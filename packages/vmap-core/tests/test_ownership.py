@@ -108,10 +108,24 @@ def test_a_tensor_from_outside_is_refused(write):
     assert torch.equal(plain, torch.zeros(4))
 
 
-def test_shared_writes_to_a_shared_tensor_are_allowed():
+def test_a_shared_write_to_a_shared_tensor_is_allowed_where_the_loop_leaves_the_same():
     plain = torch.zeros(4)
-    vmap(lambda x: plain.add_(1) + x)(X)
-    assert torch.equal(plain, torch.ones(4))  # once: the function runs once
+    vmap(lambda x: plain.fill_(2.0) + x)(X)
+    vmap(lambda x: plain.clamp_(max=1.0) + x)(X)
+    assert torch.equal(plain, torch.ones(4))
+    vmap(lambda x: plain.add_(1) + x)(X[:1])  # one sample, one update
+    assert torch.equal(plain, torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize(
+    "update", [lambda t: t.add_(1), lambda t: t.__imul__(2), lambda t: t.t_(), lambda t: torch.neg_(t)]
+)
+def test_a_shared_update_of_a_shared_tensor_is_refused(update):
+    """The loop would update it once for every sample."""
+    plain = torch.ones(2, 3)
+    with pytest.raises(InplaceError, match="once for every sample"):
+        vmap(lambda x: update(plain).sum() + x)(X)
+    assert torch.equal(plain, torch.ones(2, 3))
 
 
 def test_nested_levels_promote_both():

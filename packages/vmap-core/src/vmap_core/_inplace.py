@@ -9,7 +9,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from . import _dispatch, _ownership
 from ._binding import overloads_of
-from ._errors import RandomnessError, user_location
+from ._errors import InplaceError, RandomnessError, user_location
 from ._randomness import draws
 from ._tensor import BatchedTensor
 
@@ -42,6 +42,7 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
     writes = [i for i, a in enumerate(op._schema.arguments) if not a.kwarg_only and _written(a)]
     kw_writes = [a.name for a in op._schema.arguments if a.kwarg_only and _written(a)]
     run_unbatched = _plans.unbatched_plan(func, op)
+    repeatable = random or op._schema.name.partition("::")[2] in _REPEATABLE
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -55,6 +56,8 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         if different:
             _require_samples(level, targets)
         if not different and not _plans.any_batched(level, args, kwargs):
+            if not repeatable:
+                _require_own(level, op, targets)
             run_unbatched(level, given, given_kwargs)
             return _returned(op, targets)
         if rule is None and functional is not None:
@@ -91,6 +94,30 @@ def _require_samples(level: Level, targets: list[Any]) -> None:
                 f"At {user_location()}, in vmap of {level.name!r}. Instead: write to a tensor made inside the function, "
                 "or map over this one with in_dims."
             )
+
+
+# Once, or once for every sample: the same is left behind.
+_REPEATABLE = {
+    "abs_", "absolute_", "ceil_", "clamp_", "clamp_max_", "clamp_min_", "clip_", "copy_", "detach_", "eye_", "fill_",
+    "fill_diagonal_", "floor_", "hardtanh_", "index_copy_", "index_fill_", "masked_fill_", "masked_scatter_",
+    "nan_to_num_", "relu_", "relu6_", "rename_", "requires_grad_", "resize_", "resize_as_", "round_", "scatter_", "set_",
+    "sgn_", "sign_", "threshold_", "tril_", "triu_", "trunc_", "zero_",
+}  # fmt: skip
+
+
+def _require_own(level: Level, op: OpOverload, targets: list[Any]) -> None:
+    """Raise if a tensor from outside is about to be updated once, which the loop updates once for every sample."""
+    for target in targets:
+        for t in target if isinstance(target, list | tuple) else (target,):
+            inside = type(t) is BatchedTensor and t._level is level
+            if t is not None and not inside and level.batch_size != 1:
+                raise InplaceError(
+                    f"vmap: {op._schema.name} at {user_location()}, in vmap of {level.name!r}, updates a tensor of shape "
+                    f"{tuple(t.shape)} from outside the mapped function: the loop would do so once for every sample, and "
+                    f"each would see another value. Instead: update a copy made inside (self.clone()) and return it, or "
+                    f"update it outside. (For modules that count or average in their buffers, such as batch norm in "
+                    f"training: vmap_nn.call_with_buffers, module.eval(), or track_running_stats=False.)"
+                )
 
 
 def _written(a: Any) -> bool:
@@ -175,6 +202,7 @@ def _metadata_plan(level: Level, op: OpOverload, arrange: Arrange | None) -> Pla
             args, kwargs = arrange(args, kwargs)
         x = args[0]
         if type(x) is not BatchedTensor or x._level is not level:
+            _require_own(level, op, [x])
             return _dispatch.emitter(op)(*args, **kwargs)
         if x._bdim is None and x._origin is not None and any(ref() is not None for ref in x._origin.views):
             _ownership.promote(level, x, op)  # its views could not be made again from what x shows next

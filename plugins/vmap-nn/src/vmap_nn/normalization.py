@@ -91,7 +91,7 @@ def native_batch_norm(info, x, weight, bias, running_mean, running_var, training
         _own_statistics(info, running_mean, running_var)
     values, dims, _ = unwrap(info, (x, weight, bias, running_mean, running_var))
     if not batched:
-        return wrap(info, torch.native_batch_norm(*values, training, momentum, eps), None)
+        return wrap(info, aten.native_batch_norm.default(*values, training, momentum, eps), None)
     return wrap(info, *_batch_norm(info, values, dims, training, momentum, eps))
 
 
