@@ -15,11 +15,6 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         {"error", "fallback"},
         "updates running statistics that the samples share; else a loop",
     ),
-    "_native_batch_norm_legit": (
-        {"error", "fallback", "gradient:differs"},
-        "updates running statistics that the samples share; else a loop. PyTorch's gradient leaves the saved statistics "
-        "out, the decomposition does not",
-    ),
     "_segment_reduce.lengths": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
     "_segment_reduce.offsets": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
     "allclose": ({"error"}, READ),
@@ -53,38 +48,22 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "item": ({"error"}, READ),
     "masked_select": ({"error"}, DYNAMIC + " (an unbatched mask works)"),
     "max_pool2d_with_indices_backward": ({"error"}, "the decomposition does not take an empty batch"),
-    "native_batch_norm": (
-        {"error", "sizes:differs", "out:differs"},
-        "updates running statistics that the samples share; in evaluation mode an empty batch saves statistics, "
-        "which one sample does not",
+    "_native_batch_norm_legit": ({"error"}, "updates running statistics that the samples share"),
+    "native_batch_norm": ({"error"}, "updates running statistics that the samples share"),
+    "nn.functional.linear_cross_entropy.chunked": (
+        {"gradient:differs", "vjp:differs"},
+        "where all targets are ignored the mean is nan; PyTorch's chunks give it a gradient of 0, its reference and ours nan",
     ),
+    "nn.functional.linear_cross_entropy.chunked_none": ({"vectors:error"}, "PyTorch's own backward writes in place"),
     "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.ctc_loss": ({"fallback"}, "the kernel reads its lengths on the CPU"),
-    "nn.functional.embedding": (
-        {"error"},
-        "max_norm writes to the weight that samples share; scale_grad_by_freq counts",
-    ),
     "nn.functional.embedding_bag": (
         {"fallback", "error"},
         "bags of other lengths in every sample: no batched algorithm yet; max_norm writes to the weight that samples share",
     ),
-    "nn.functional.gaussian_nll_loss": ({"error"}, "PyTorch's own code asks whether the batched variance is negative"),
-    "nn.functional.nll_loss": (
-        {"jvp:differs"},
-        "PyTorch's forward mode leaves out the tangent of the class weights; with batched weights ours gives the derivative",
-    ),
     "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),
-    "nn.functional.linear_cross_entropy.chunked": (
-        {"fallback", "sizes:error"},
-        "a custom operator of PyTorch, whose own vmap rule loops and does not take an empty batch",
-    ),
-    "nn.functional.linear_cross_entropy.chunked_none": (
-        {"fallback", "sizes:error", "vectors:error"},
-        "a custom operator of PyTorch, whose own vmap rule loops and does not take an empty batch",
-    ),
     "nn.functional.multi_head_attention_forward": ({"one_argument:error"}, VIEW),
     "nn.functional.one_hot": ({"error"}, "without num_classes an empty batch has no number of classes"),
-    "nn.functional.rrelu": ({"fallback"}, "the in-place form writes its noise too"),
     "nonzero": ({"error"}, DYNAMIC),
     "repeat_interleave": (
         {"sizes:differs"},

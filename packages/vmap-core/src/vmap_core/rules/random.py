@@ -314,23 +314,33 @@ def native_dropout(info, input, p, train):
 @pack.rule(aten.rrelu_with_noise.default)
 def rrelu_with_noise(info, in_dims, x, noise, lower=0.125, upper=1 / 3, training=False, generator=None):
     """(*), (*) -> (*); in training the slopes go to ``noise``."""
-    op = aten.rrelu_with_noise.default
     if not training:
         return torch.nn.functional.leaky_relu(x, (lower + upper) / 2), in_dims[0]
+    x, noise = ensure_bdim(x, in_dims[0], info.batch_size), to_front(noise, in_dims[1])
     if info.randomness == "same":
-        return loop(info, op, in_dims, x, noise, lower, upper, training, generator)
-    x = ensure_bdim(x, in_dims[0], info.batch_size)
-    return op(x, to_front(noise, in_dims[1]), lower, upper, training, generator), 0
+        noise.copy_(_slopes(x, lower, upper, generator))
+        return x * noise, 0
+    return aten.rrelu_with_noise.default(x, noise, lower, upper, training, generator), 0
+
+
+def _slopes(x: Any, lower: float, upper: float, generator: Any) -> Any:
+    """(B, *) -> (B, *): of each sample's negative elements the first gets the first number drawn, and so on."""
+    negative = x.detach().reshape(x.shape[0], x.shape[1:].numel()) <= 0
+    drawn = torch.empty(negative.shape[1], dtype=torch.double, device=x.device)
+    drawn = drawn.uniform_(lower, upper, generator=generator).to(x.dtype)
+    order = (negative.cumsum(1) - 1).clamp(min=0)
+    return torch.where(negative, drawn[order], 1.0).reshape(x.shape).to(x.dtype)
 
 
 @pack.rule(aten.rrelu_with_noise_.default)
 def rrelu_with_noise_(info, in_dims, x, noise, lower=0.125, upper=1 / 3, training=False, generator=None):
     """(*), (*) -> (*) in place."""
-    op = aten.rrelu_with_noise_.default
     if not training:
         return torch.nn.functional.leaky_relu_(x, (lower + upper) / 2), in_dims[0]
+    front, noise = to_front(x, in_dims[0]), to_front(noise, in_dims[1])
     if info.randomness == "same":
-        loop(info, op, in_dims, x, noise, lower, upper, training, generator)
+        noise.copy_(_slopes(front, lower, upper, generator))
+        front.mul_(noise)
     else:
-        op(to_front(x, in_dims[0]), to_front(noise, in_dims[1]), lower, upper, training, generator)
+        aten.rrelu_with_noise_.default(front, noise, lower, upper, training, generator)
     return x, in_dims[0]
