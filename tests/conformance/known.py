@@ -52,7 +52,7 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     "native_batch_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.linear_cross_entropy.chunked": (
         {"gradient:differs", "vjp:differs"},
-        "where all targets are ignored the mean is nan; PyTorch's chunks give it a gradient of 0, its reference and ours nan",
+        "where all targets are ignored the mean is nan; PyTorch's chunks give it a gradient of nan, its reference and ours 0",
     ),
     "nn.functional.linear_cross_entropy.chunked_none": ({"vectors:error"}, "PyTorch's own backward writes in place"),
     "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
