@@ -85,11 +85,16 @@ def by_elements(key: Any) -> Plan:
     return plan
 
 
+_LISTS = frozenset((list, tuple))
+
+
 def _element_types(a: Any) -> Any:
     """Types in a list: they decide between overloads (``[1, 2]`` or ``[tensor, tensor]``)."""
-    if type(a) is list or type(a) is tuple:
-        return frozenset(map(_element_types, a))
-    return type(a)
+    kind = type(a)
+    if kind is not tuple and kind is not list:
+        return kind
+    types = frozenset(map(type, a))
+    return types if _LISTS.isdisjoint(types) else frozenset(map(_element_types, a))
 
 
 def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._level import Level
     from ._registry import Rule
 
+_NUMBERS = frozenset((int, float, bool, type(None), str))
 RANDOM = torch.Tag.nondeterministic_seeded
 
 
@@ -197,7 +198,10 @@ def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], b
             dims.append(a._bdim)
             if a._bdim is not None:
                 batched = True
-        elif isinstance(a, list | tuple) and any(isinstance(e, Tensor) for e in a):
+        elif kind in _NUMBERS:
+            values.append(a)
+            dims.append(None)
+        elif isinstance(a, list | tuple) and not _NUMBERS.issuperset(map(type, a)) and _has_tensor(a):
             inner, inner_dims, inner_batched = unwrap(level, tuple(a))
             values.append(inner)
             dims.append(inner_dims)

@@ -7,6 +7,7 @@ from . import (
     classification,
     convolution,
     embedding,
+    functional,
     loss,
     multihead,
     normalization,
@@ -18,7 +19,18 @@ from .ensemble import Ensemble
 
 __all__ = ["Ensemble", "call_with_buffers", "vmap_rules"]
 
-MODULES = (attention, classification, convolution, embedding, loss, multihead, normalization, recurrent, spatial)
+MODULES = (
+    attention,
+    classification,
+    convolution,
+    embedding,
+    functional,
+    loss,
+    multihead,
+    normalization,
+    recurrent,
+    spatial,
+)
 
 
 @hookimpl

@@ -14,25 +14,28 @@ from vmap_core.extend import BatchedTensor, Level, RulePack, call_inherent, ensu
 
 pack = RulePack("nn.multihead")
 
-_SIGNATURE = inspect.signature(multi_head_attention_forward)
-_NAMES = tuple(_SIGNATURE.parameters)
+_DEFAULTS = {n: p.default for n, p in inspect.signature(multi_head_attention_forward).parameters.items()}
+_NAMES = tuple(_DEFAULTS)
 _WEIGHTS = tuple(n for n in _NAMES if n.endswith(("_weight", "_bias")) or n in ("bias_k", "bias_v"))
 
 
 @pack.logical(multi_head_attention_forward)
 def multi_head_attention(info: Level, *args: Any, **kwargs: Any) -> Any:
     """(L, E) or (L, N, E), (S, E) or (S, N, E) -> (L, E) or (L, N, E), (L, S) or (N, L, S)."""
-    bound = _SIGNATURE.bind(*args, **kwargs)
-    bound.apply_defaults()
-    values, dims, _ = unwrap(info, tuple(bound.arguments.values()))
+    given = {**_DEFAULTS, **dict(zip(_NAMES, args, strict=False)), **kwargs}
+    values, dims, _ = unwrap(info, tuple(given.values()))
     call, bdims = dict(zip(_NAMES, values, strict=True)), dict(zip(_NAMES, dims, strict=True))
     if not _can_fold(info, call, bdims):
         return call_inherent(info, multi_head_attention_forward, args, kwargs)
     size = info.batch_size
     single = call["query"].ndim - (bdims["query"] is not None) == 2
+    folded: dict[int, Tensor] = {}  # attention to itself stays that: one product projects all three
     for name in ("query", "key", "value"):  # the mapped dim goes before N
-        x = ensure_bdim(call[name], bdims[name], size).movedim(0, 1)
-        call[name] = x if single else x.flatten(1, 2)
+        x = folded.get(id(given[name]))
+        if x is None:
+            x = ensure_bdim(call[name], bdims[name], size).movedim(0, 1)
+            x = folded[id(given[name])] = x if single else x.flatten(1, 2)
+        call[name] = x
     n = 1 if single else call["query"].shape[1] // size
     if call["key_padding_mask"] is not None:
         mask = ensure_bdim(call["key_padding_mask"], bdims["key_padding_mask"], size)

@@ -86,13 +86,27 @@ def native_batch_norm(info, x, weight, bias, running_mean, running_var, training
 
     The mapped dim is folded into the channels, so that every sample keeps statistics of its own.
     """
-    batched = unwrap(info, (x, weight, bias, running_mean, running_var))[2]
-    if batched and training and running_mean is not None:
+    if training and running_mean is not None:
         _own_statistics(info, running_mean, running_var)
-    values, dims, _ = unwrap(info, (x, weight, bias, running_mean, running_var))
+    values, dims, batched = unwrap(info, (x, weight, bias, running_mean, running_var))
     if not batched:
         return wrap(info, aten.native_batch_norm.default(*values, training, momentum, eps), None)
     return wrap(info, *_batch_norm(info, values, dims, training, momentum, eps))
+
+
+@pack.logical(aten.batch_norm.default)
+def batch_norm(info, x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
+    """(N, C, *), four times (C) -> (N, C, *). In evaluation what is shared leaves the mapped dim to N."""
+    values, dims, _ = unwrap(info, (x, weight, bias, running_mean, running_var))
+    if not training and dims[1:] == [None] * 4 and values[0].ndim > 2 and running_mean is not None:
+        x = to_front(values[0], dims[0])
+        out = aten.batch_norm.default(x.flatten(0, 1), *values[1:], training, momentum, eps, cudnn_enabled)
+        return wrap(info, out.reshape(x.shape), 0)
+    with info.pushed():
+        if x.numel():
+            return torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+        out = x * (1 if weight is None else weight[0])  # as PyTorch has it
+        return out if bias is None else out + bias[0]
 
 
 def _own_statistics(info: Level, *statistics: Any) -> None:

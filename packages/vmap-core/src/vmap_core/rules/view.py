@@ -69,6 +69,17 @@ pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, _reshaper("reshape"))
 
 
+@pack.rule(aten.flatten.using_ints)
+def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
+    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
+    x = to_front(x, in_dims[0])
+    rank = x.ndim - 1
+    start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
+    if start > end:
+        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    return (x.flatten(start + 1, end + 1) if rank else x.unsqueeze(1)), 0
+
+
 @pack.rule(aten._reshape_alias.default)
 def _reshape_alias(info, in_dims, x, size, stride):
     """(*) -> (*size)."""
