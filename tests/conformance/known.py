@@ -56,10 +56,9 @@ KNOWN: dict[str, tuple[set[str], str]] = {
     ),
     "nn.functional.linear_cross_entropy.chunked_none": ({"vectors:error"}, "PyTorch's own backward writes in place"),
     "nn.functional.batch_norm": ({"error"}, "updates running statistics that the samples share"),
-    "nn.functional.ctc_loss": ({"fallback"}, "the kernel reads its lengths on the CPU"),
     "nn.functional.embedding_bag": (
-        {"fallback", "error"},
-        "bags of other lengths in every sample: no batched algorithm yet; max_norm writes to the weight that samples share",
+        {"gradient:fallback", "vjp:fallback", "vjp:differs", "vectors:error"},
+        "scale_grad_by_freq counts over all indices of a call, so each sample has a call; a sparse gradient is given dense",
     ),
     "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),
     "nn.functional.multi_head_attention_forward": ({"one_argument:error"}, VIEW),
