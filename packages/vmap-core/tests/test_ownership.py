@@ -108,23 +108,41 @@ def test_a_tensor_from_outside_is_refused(write):
     assert torch.equal(plain, torch.zeros(4))
 
 
-def test_a_shared_write_to_a_shared_tensor_is_allowed_where_the_loop_leaves_the_same():
-    plain = torch.zeros(4)
-    vmap(lambda x: plain.fill_(2.0) + x)(X)
-    vmap(lambda x: plain.clamp_(max=1.0) + x)(X)
-    assert torch.equal(plain, torch.ones(4))
-    vmap(lambda x: plain.add_(1) + x)(X[:1])  # one sample, one update
-    assert torch.equal(plain, torch.full((4,), 2.0))
+def test_a_shared_write_to_a_shared_tensor_is_allowed_where_it_changes_nothing():
+    plain = torch.tensor([2.0, float("nan")])
+    vmap(lambda x: plain[:1].fill_(2.0) + x)(X)
+    vmap(lambda x: plain.clamp_(max=3.0) + x[:1])(X)
+    torch.testing.assert_close(plain, torch.tensor([2.0, float("nan")]), equal_nan=True)
+    vmap(lambda x: plain.add_(1) + x[:1])(X[:1])  # one sample, one update
+    assert plain[0] == 3.0
 
 
-@pytest.mark.parametrize(
-    "update", [lambda t: t.add_(1), lambda t: t.__imul__(2), lambda t: t.t_(), lambda t: torch.neg_(t)]
-)
+UPDATES = {
+    "in place": lambda t: t.add_(1),
+    "operator": lambda t: t.__imul__(2),
+    "metadata": lambda t: t.t_(),
+    "function": torch.neg_,
+    "overwritten": lambda t: t.copy_(t * 0.9 + 1),
+    "index": lambda t: t.__setitem__(0, t[1] + 5),
+    "out=": lambda t: torch.mul(t, 2, out=t),
+    "list": lambda t: torch._foreach_add_([t], 1),
+}
+
+
+@pytest.mark.parametrize("update", UPDATES)
 def test_a_shared_update_of_a_shared_tensor_is_refused(update):
-    """The loop would update it once for every sample."""
+    """The loop would update it once for every sample, and the next sample would see it."""
     plain = torch.ones(2, 3)
+
+    def f(x):
+        UPDATES[update](plain)
+        return x + plain.sum()
+
     with pytest.raises(InplaceError, match="once for every sample"):
-        vmap(lambda x: update(plain).sum() + x)(X)
+        vmap(f)(X)
+    assert torch.equal(plain, torch.ones(2, 3))
+    with pytest.raises(InplaceError, match="once for every sample"):
+        vmap(lambda x: vmap(lambda y: f(y) + x)(X))(X[:1])
     assert torch.equal(plain, torch.ones(2, 3))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ from . import _dispatch, _ownership
 from ._binding import overloads_of
 from ._errors import InplaceError, RandomnessError, user_location
 from ._randomness import draws
+from ._read import every_sample
 from ._tensor import BatchedTensor
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
     writes = [i for i, a in enumerate(op._schema.arguments) if not a.kwarg_only and _written(a)]
     kw_writes = [a.name for a in op._schema.arguments if a.kwarg_only and _written(a)]
     run_unbatched = _plans.unbatched_plan(func, op)
-    repeatable = random or op._schema.name.partition("::")[2] in _REPEATABLE
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -56,9 +58,8 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         if different:
             _require_samples(level, targets)
         if not different and not _plans.any_batched(level, args, kwargs):
-            if not repeatable:
-                _require_own(level, op, targets)
-            run_unbatched(level, given, given_kwargs)
+            with unrepeated(level, op, targets, random):
+                run_unbatched(level, given, given_kwargs)
             return _returned(op, targets)
         if rule is None and functional is not None:
             result = _dispatch.call(level, functional, args, kwargs)
@@ -96,28 +97,52 @@ def _require_samples(level: Level, targets: list[Any]) -> None:
             )
 
 
-# Once, or once for every sample: the same is left behind.
-_REPEATABLE = {
-    "abs_", "absolute_", "ceil_", "clamp_", "clamp_max_", "clamp_min_", "clip_", "copy_", "detach_", "eye_", "fill_",
-    "fill_diagonal_", "floor_", "hardtanh_", "index_copy_", "index_fill_", "masked_fill_", "masked_scatter_",
-    "nan_to_num_", "relu_", "relu6_", "rename_", "requires_grad_", "resize_", "resize_as_", "round_", "scatter_", "set_",
-    "sgn_", "sign_", "threshold_", "tril_", "triu_", "trunc_", "zero_",
-}  # fmt: skip
+@contextlib.contextmanager
+def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Iterator[None]:
+    """Refuse what a block writes to tensors from outside, if it changes them.
+
+    The loop would write once for every sample, and all but the first would begin with what is written. Numbers that are
+    drawn (randomness="same") are the same each time.
+
+    Raises:
+        InplaceError: a tensor's values are other ones now; they are put back.
+    """
+    outside = [t for t in _flat(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
+    if not outside or random or level.batch_size == 1:
+        yield
+        return
+    with torch.no_grad():
+        before = [t.clone() for t in outside]
+    yield
+    with torch.no_grad():
+        for t, old in zip(outside, before, strict=True):
+            if t.shape != old.shape or _changed(t, old):
+                t.copy_(old)
+                raise _shared_update(level, op, t)
 
 
-def _require_own(level: Level, op: OpOverload, targets: list[Any]) -> None:
-    """Raise if a tensor from outside is about to be updated once, which the loop updates once for every sample."""
-    for target in targets:
-        for t in target if isinstance(target, list | tuple) else (target,):
-            inside = type(t) is BatchedTensor and t._level is level
-            if t is not None and not inside and level.batch_size != 1:
-                raise InplaceError(
-                    f"vmap: {op._schema.name} at {user_location()}, in vmap of {level.name!r}, updates a tensor of shape "
-                    f"{tuple(t.shape)} from outside the mapped function: the loop would do so once for every sample, and "
-                    f"each would see another value. Instead: update a copy made inside (self.clone()) and return it, or "
-                    f"update it outside. (For modules that count or average in their buffers, such as batch norm in "
-                    f"training: vmap_nn.call_with_buffers, module.eval(), or track_running_stats=False.)"
-                )
+def _changed(new: Any, old: Any) -> bool:
+    differ = (new != old) & ~((new != new) & (old != old))  # nan is nan
+    return bool(every_sample(differ).any())
+
+
+def _shared_update(level: Level, op: Any, t: Any) -> InplaceError:
+    name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
+    return InplaceError(
+        f"vmap: {name} at {user_location()}, in vmap of {level.name!r}, changes a tensor of shape {tuple(t.shape)} from "
+        f"outside the mapped function: the loop would do so once for every sample, and the next sample would see it. "
+        f"Instead: write to a copy made inside (self.clone()) and return it, or write outside. (For modules that count or "
+        f"average in their buffers, such as batch norm in training: vmap_nn.call_with_buffers, module.eval(), or "
+        f"track_running_stats=False.)"
+    )
+
+
+def _flat(targets: Any) -> Iterator[Any]:
+    for t in targets:
+        if isinstance(t, list | tuple):
+            yield from _flat(t)
+        else:
+            yield t
 
 
 def _written(a: Any) -> bool:
@@ -202,7 +227,8 @@ def _metadata_plan(level: Level, op: OpOverload, arrange: Arrange | None) -> Pla
             args, kwargs = arrange(args, kwargs)
         x = args[0]
         if type(x) is not BatchedTensor or x._level is not level:
-            _require_own(level, op, [x])
+            if level.batch_size != 1:
+                raise _shared_update(level, op, x)
             return _dispatch.emitter(op)(*args, **kwargs)
         if x._bdim is None and x._origin is not None and any(ref() is not None for ref in x._origin.views):
             _ownership.promote(level, x, op)  # its views could not be made again from what x shows next

@@ -297,8 +297,10 @@ def out_plan(func: Any) -> Plan:
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not random and not any_batched(level, args, kwargs):
-            run_unbatched(level, args, kwargs)
-            return kwargs["out"]
+            out = kwargs["out"]
+            with _inplace.unrepeated(level, func, [out]):
+                run_unbatched(level, args, kwargs)
+            return out
         rest = {k: v for k, v in kwargs.items() if k != "out"}
         out = kwargs["out"]
         results = _dispatch.call(level, func, args, rest)

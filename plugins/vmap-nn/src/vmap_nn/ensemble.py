@@ -187,7 +187,7 @@ def _select(state: dict[str, Tensor], shared: Sequence[str]) -> set[str]:
 
 def _check_alike(first: nn.Module, other: nn.Module, i: int) -> None:
     mine, theirs = _state(first), _state(other)
-    if type(first) is not type(other) or mine.keys() != theirs.keys():
+    if _layout(first) != _layout(other) or mine.keys() != theirs.keys():
         raise ValueError(f"Ensemble: module {i}, {other}, is not built like module 0, {first}")
     if first.training != other.training:
         raise ValueError(
@@ -200,6 +200,11 @@ def _check_alike(first: nn.Module, other: nn.Module, i: int) -> None:
                 f"Ensemble: {name} of module {i} is {tuple(b.shape)}, {b.dtype}, {b.device}, of module 0 {tuple(a.shape)}, "
                 f"{a.dtype}, {a.device}"
             )
+
+
+def _layout(module: nn.Module) -> list[tuple[str, str]]:
+    """Return names and classes of all parts; a parametrized module has a class of its own, of the same name."""
+    return [(name, type(part).__qualname__) for name, part in module.named_modules()]
 
 
 def _filled(template: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
