@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import multi_head_attention_forward
 from torch.nn.modules import transformer
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, call_inherent, ensure_bdim, unwrap, wrap
+from vmap_core.extend import BatchedTensor, Level, RulePack, call_inherent, ensure_bdim, unwrap, user_location, wrap
 
 pack = RulePack("nn.multihead")
 
@@ -64,6 +66,19 @@ def _can_fold(info: Level, call: dict[str, Any], bdims: dict[str, Any]) -> bool:
         and not (mask is not None and bdims["attn_mask"] is not None and mask.ndim == 3)
         and (not drawn or info.randomness == "different")
     )
+
+
+@pack.logical(torch.ops.aten._nested_tensor_from_mask_left_aligned.default)
+def is_left_aligned(info: Level, t: Any, mask: Any) -> bool:
+    """(N, L, E), (N, L) -> False: nested tensors are not mapped, and no mapped encoder makes them."""
+    if not torch.is_grad_enabled():
+        warnings.warn(
+            f"vmap: in inference TransformerEncoder computes with nested tensors, which write zeros at padded positions; "
+            f"a mapped one, at {user_location()}, computes those positions as it does in training. To have both alike: "
+            f"TransformerEncoder(..., enable_nested_tensor=False), or mask the output.",
+            stacklevel=2,
+        )
+    return False
 
 
 def install() -> None:
