@@ -93,3 +93,24 @@ def test_one_number_for_all_spatial_dims(n):
         torch.testing.assert_close(vmap(f)(x[:, None]), torch.stack([f(row[None]) for row in x]))
     with pytest.raises(RuntimeError, match=f"Expected {n + 1}D"):
         vmap(lambda x: getattr(F, f"avg_pool{n}d")(x, 2))(x[:, 0])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_members_have_a_convolution_each(transposed, monkeypatch):
+    monkeypatch.setattr("vmap_nn.convolution.LARGE", 100)
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    members = [kind(4, 6, 3, stride=2, groups=2) for _ in range(3)]
+    state = {k: v.detach().requires_grad_() for k, v in stack_module_state(members)[0].items()}
+    x = torch.randn(3, 2, 4, 9, 9)
+    with torch.profiler.profile() as profile:
+        got = vmap(lambda state, x: functional_call(members[0], state, (x,)))(state, x)
+    assert sum(e.name == "aten::convolution" for e in profile.events()) == 3
+    expected = torch.stack([m(row) for m, row in zip(members, x, strict=True)])
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn_like(expected)
+    grads = torch.autograd.grad((got * weights).sum(), list(state.values()))
+    (expected * weights).sum().backward()
+    for name, grad in zip(state, grads, strict=True):
+        torch.testing.assert_close(
+            grad, torch.stack([m.get_parameter(name).grad for m in members]), rtol=1e-4, atol=1e-4
+        )

@@ -1,4 +1,4 @@
-"""Convolutions: a mapped input is folded into N; mapped weights make one grouped convolution."""
+"""Convolutions: a mapped input is folded into N; mapped weights make one grouped convolution, or a large one each."""
 
 from __future__ import annotations
 
@@ -51,10 +51,20 @@ def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, trans
     return _grouped(ensure_bdim(x, x_bdim, size), weight, bias, *options, groups), 0
 
 
+LARGE = 10_000_000  # products of one member, from which on oneDNN's grouped kernels lose to a call for each member
+
+
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    """(B N C *), (B O C / groups *), (B O) -> (B N O *): one group a member."""
+    """(B N C *), (B O C / groups *), (B O) -> (B N O *): one group a member, or one call.
+
+    Unfolding and one bmm was never the fastest of the three (docs/performance.md).
+    """
     *others, groups = options
-    size = x.shape[0]
+    size, n = x.shape[:2]
+    if x.device.type == "cpu" and n * x.shape[3:].numel() * weight.shape[1:].numel() > LARGE:
+        biases = [None] * size if bias is None else bias.unbind()
+        members = zip(x.unbind(), weight.unbind(), biases, strict=True)
+        return torch.stack([aten.convolution.default(*member, *options) for member in members])
     bias = None if bias is None else bias.reshape(-1)
     wide = x.movedim(0, 1).flatten(1, 2)
     out = aten.convolution.default(wide, weight.flatten(0, 1), bias, *others, groups * size)
