@@ -184,6 +184,9 @@ def _arranger(sources: list[tuple[str, Any]], n_args: int, kwargs: dict[str, Any
     if in_order and len(positional) == n_args and all(a == b for a, b in renamed):
         return None
 
+    if positional == [("a", 0), ("v", 1)] and not renamed:  # x.reshape(2, 3)
+        return lambda args, kwargs: ((args[0], args[1:]), kwargs)
+
     def arrange(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         out = []
         for kind, source in positional:

@@ -126,7 +126,7 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if "requires_grad" in kwargs and type(func) is BuiltinFunctionType:
         return _plans.factory_plan(func)
     op, arrange = _binding.bind(func, args, kwargs) or (None, None)
-    plan = None if op is None else _plans.for_overload(level, func, op, arrange, args)
+    plan = None if op is None else _plans.for_overload(level, func, op, arrange, args, kwargs)
     return plan or _lower.plan(func, op, arrange)
 
 
@@ -149,7 +149,7 @@ def physically(function: Callable[[Any], Any], value: Any) -> Any:
         return function(value)
     mode = pop_level()
     try:
-        return physically(function, value)
+        return physically(function, value) if _len_torch_function_stack() else function(value)
     finally:
         push_level(mode)
 

@@ -71,6 +71,7 @@ def pointwise_inplace(op: OpOverload) -> RuleFunction:
         getattr(self, name)(*aligned, **kwargs) if hasattr(self, name) else op(self, *aligned, **kwargs)
         return self, bdim
 
+    pointwise_inplace.method = name  # type: ignore[attr-defined]  # for a short cut, as above
     return pointwise_inplace
 
 
@@ -91,6 +92,10 @@ def reduction(op: OpOverload) -> RuleFunction:
         if len(args) == dim_at == 1 and type(args[0]) is int and rank and -rank <= args[0] < rank and not kwargs:
             d = args[0] % rank
             return (emit(x, d + 1), bdim) if d >= bdim else (emit(x, d), bdim - 1)
+        if len(args) == 2 and keep_at == 2 and type(args[0]) is int and rank and -rank <= args[0] < rank and not kwargs:
+            d = args[0] % rank
+            d += d >= bdim
+            return emit(x, d, args[1]), bdim if args[1] or d > bdim else bdim - 1
         given = [x, *args]
         given += [a.default_value for a in op._schema.arguments[len(given) : dim_at + 1]]
         dim = given[dim_at]
@@ -108,7 +113,7 @@ def reduction(op: OpOverload) -> RuleFunction:
         else:
             dims = physical_dims(dim, rank, bdim)
         given[dim_at] = dims if takes_list else dims[0]
-        out = op(*given, **kwargs)
+        out = emit(*given, **kwargs)
         if not keepdim and rank:
             bdim -= sum(d < bdim for d in dims)
         return out, bdim
@@ -121,10 +126,14 @@ def along_dim(op: OpOverload) -> RuleFunction:
     arguments = op._schema.arguments
     dim_at = [a.name for a in arguments].index("dim")
     keyword = arguments[dim_at].kwarg_only
+    emit = emitter(op)
 
     def along_dim(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
         rank = x.ndim - 1
+        if len(args) == dim_at == 1 and type(args[0]) is int and rank and -rank <= args[0] < rank:
+            d = args[0] % rank
+            return emit(x, d + (d >= bdim), **kwargs), bdim
         if keyword:
             dim = kwargs.get("dim", arguments[dim_at].default_value)
             given = [x, *args]
@@ -141,7 +150,7 @@ def along_dim(op: OpOverload) -> RuleFunction:
             kwargs = {**kwargs, "dim": d}
         else:
             given[dim_at] = d
-        out = op(*given, **kwargs)
+        out = emit(*given, **kwargs)
         if rank:
             return out, bdim
         if isinstance(out, torch.Tensor):

@@ -81,7 +81,32 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         aliased = op._schema.returns and op._schema.returns[0].alias_info is not None
         return _returned(op, targets) if aliased or out is None else _plans.wrap(level, out, out_dims)
 
-    return run
+    method = None if rule is None or random or arrange is not None else getattr(rule.function, "method", None)
+    return run if method is None else _short_cut(method, run)
+
+
+def _short_cut(method: str, run: Plan) -> Plan:
+    """Make the short cut of an elementwise operation that needs no alignment: with a number, or with its like."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if type(x) is BatchedTensor and x._level is level and x._bdim is not None and len(args) == 2 and not kwargs:
+            value, y = x._value, args[1]
+            if not value.requires_grad:  # a leaf may have to be given memory first
+                if type(y) is float or type(y) is int:
+                    getattr(value, method)(y)
+                    return x
+                if (
+                    type(y) is BatchedTensor
+                    and y._level is level
+                    and y._bdim == x._bdim
+                    and y._value.ndim == value.ndim
+                ):
+                    getattr(value, method)(y._value)
+                    return x
+        return run(level, args, kwargs)
+
+    return plan
 
 
 def _require_samples(level: Level, targets: list[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ RANDOM = torch.Tag.nondeterministic_seeded
 
 
 def for_overload(
-    level: Level, func: Any, op: OpOverload, arrange: Arrange | None, args: tuple[Any, ...]
+    level: Level, func: Any, op: OpOverload, arrange: Arrange | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Plan | None:
     """Return the plan for a call that means ``op``, or None if only the dispatcher knows how to run it."""
     from ._families import default_rule
@@ -32,11 +32,16 @@ def for_overload(
     if op._schema.is_mutable:
         return _inplace.plan(level, func, op, arrange)
     rule = level.table.rule(op) or default_rule(op) or registered_rule(op)
-    return None if rule is None else from_rule(rule, func, op, arrange, args)
+    return None if rule is None else from_rule(rule, func, op, arrange, args, kwargs)
 
 
 def from_rule(
-    rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None, args: tuple[Any, ...] = ()
+    rule: Rule,
+    func: Any,
+    op: OpOverload | None,
+    arrange: Arrange | None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
 ) -> Plan:
     """Make the plan that runs a rule.
 
@@ -46,24 +51,34 @@ def from_rule(
         op: the overload it means, if it means one.
         arrange: brings the arguments into the schema's order.
         args: arguments of the first such call; their types hold for all.
+        kwargs: its keyword arguments.
     """
     general = _general_plan(rule, func, op, arrange)
-    if rule.kind != "physical" or arrange is not None or op is None:
+    if rule.kind != "physical" or op is None:
         return general
     if [str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags:
         return general
     types = [type(a) for a in args]
+    alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *(kwargs or {}).values()))
+    if arrange is not None:
+        return _arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
     emit = getattr(rule.function, "emit", None)
     if emit is not None:
         return _pointwise_plan(emit, general, types)
-    sorted_out = types and types[0] is BatchedTensor and not _has_tensor(args[1:])
-    if sorted_out and not getattr(rule.function, "may_return_self", False):
+    if alone and not kwargs and _plain(rule):
         return _single_plan(rule.function, general, (None,) * (len(args) - 1))
     return general
 
 
+def _plain(rule: Rule) -> bool:
+    return not getattr(rule.function, "may_return_self", False)
+
+
 def _has_tensor(args: Any) -> bool:
-    return any(isinstance(a, Tensor) or (isinstance(a, list | tuple) and _has_tensor(a)) for a in args)
+    for a in args:
+        if isinstance(a, Tensor) or (isinstance(a, list | tuple) and _has_tensor(a)):
+            return True
+    return False
 
 
 def _single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...]) -> Plan:
@@ -73,6 +88,22 @@ def _single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, 
         x = args[0]
         if x._level is level and x._bdim is not None and not kwargs:
             out, bdim = function(level, (x._bdim, *rest), x._value, *args[1:])
+            if type(bdim) is int:
+                return BatchedTensor(out, bdim, level)
+            return wrap(level, out, bdim)
+        return general(level, args, kwargs)
+
+    return plan
+
+
+def _arranged_plan(function: Callable[..., Any], general: Plan, arrange: Arrange) -> Plan:
+    """Make the same short cut for a call whose arguments have another order, or names."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x._level is level and x._bdim is not None:
+            given, rest = arrange(args, kwargs)
+            out, bdim = function(level, (x._bdim, *(None,) * (len(given) - 1)), x._value, *given[1:], **rest)
             if type(bdim) is int:
                 return BatchedTensor(out, bdim, level)
             return wrap(level, out, bdim)
@@ -182,7 +213,7 @@ def _return_type(func: Any, op: OpOverload | None) -> Any:
     return getattr(torch.return_types, op._schema.name.partition("::")[2], None)
 
 
-def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], bool]:
+def unwrap(level: Level, args: Sequence[Any]) -> tuple[list[Any], list[Any], bool]:
     """Split arguments into physical values and batch dims; say whether any is batched at this level.
 
     Returns:
@@ -202,7 +233,7 @@ def unwrap(level: Level, args: tuple[Any, ...]) -> tuple[list[Any], list[Any], b
             values.append(a)
             dims.append(None)
         elif isinstance(a, list | tuple) and not _NUMBERS.issuperset(map(type, a)) and _has_tensor(a):
-            inner, inner_dims, inner_batched = unwrap(level, tuple(a))
+            inner, inner_dims, inner_batched = unwrap(level, a)
             values.append(inner)
             dims.append(inner_dims)
             batched = batched or inner_batched

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._dims import ensure_bdim, logical_rank, to_front
+from .._dispatch import emitter
 from .._errors import UnsupportedError
 from .._registry import RuleFunction, RulePack
 from .view import logical_shape
@@ -34,6 +35,7 @@ def _with_layout(op: Any) -> RuleFunction:
     """Make the rule of an operator that keeps values and takes a ``memory_format``."""
     at = [a.name for a in op._schema.arguments].index("memory_format")
     keyword = op._schema.arguments[at].kwarg_only
+    emit = emitter(op)
 
     def same_values(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
@@ -41,7 +43,7 @@ def _with_layout(op: Any) -> RuleFunction:
         if _rank_of(memory_format) is None:
             if memory_format is torch.contiguous_format and bdim:
                 x, bdim = to_front(x, bdim), 0  # contiguous samples
-            return op(x, *args, **kwargs), bdim
+            return emit(x, *args, **kwargs), bdim
         plain = torch.preserve_format
         if op is aten.contiguous.default:
             out = x

@@ -27,6 +27,9 @@ def _to_one_bdim(info: Any, tensors: Any, dims: Any) -> tuple[list[Any], int]:
 def cat(info, in_dims, tensors, dim=0):
     """[(*, n_i, *), ...] -> (*, sum of n_i, *)."""
     dims = in_dims[0]
+    bdim, ndim = dims[0], tensors[0].ndim
+    if bdim is not None and ndim > 1 and all(d == bdim for d in dims) and all(x.ndim == ndim for x in tensors):
+        return torch.cat(tensors, physical_dim(dim, ndim - 1, bdim)), bdim
     ranks = [x.ndim - (d is not None) for x, d in zip(tensors, dims, strict=True)]
     # cat skips tensors of shape (0,), whatever the rank of the others
     rank = max(ranks)
@@ -49,6 +52,8 @@ def cat(info, in_dims, tensors, dim=0):
 def stack(info, in_dims, tensors, dim=0):
     """[(*), ...] -> (*, count, *). The dim counts on the result."""
     xs, bdim = _to_one_bdim(info, tensors, in_dims[0])
+    if bdim == 0 and all(x.shape == xs[0].shape for x in xs):
+        return torch.stack(xs, wrap_dim(dim, xs[0].ndim) + 1), 0
     shape = logical_shape(xs[0], bdim)
     for i, x in enumerate(xs):
         if logical_shape(x, bdim) != shape:

@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .._dims import physical_dims, to_front
+from .._dispatch import emitter
 from .._families import along_dim, reduction
 from .._registry import RuleFunction, RulePack
 
@@ -63,12 +64,14 @@ pack.family(
 def over_all(op: Any) -> RuleFunction:
     """Make the rule of a reduction over the whole sample, from the one that takes dims."""
 
+    emit = emitter(op)
+
     def reduce_all(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bdim = in_dims[0]
-        dims = physical_dims(None, x.ndim - 1, bdim)
+        dims = [d for d in range(x.ndim) if d != bdim]
         if not dims:  # a sample's scalar
-            return op(x.unsqueeze(-1), [x.ndim], *args, **kwargs), bdim
-        return op(x, dims, *args, **kwargs), 0
+            return emit(x.unsqueeze(-1), [x.ndim], *args, **kwargs), bdim
+        return emit(x, dims, *args, **kwargs), 0
 
     return reduce_all
 

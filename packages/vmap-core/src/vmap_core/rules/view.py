@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .._dims import physical_dim, physical_dims, to_front, wrap_dim
+from .._dispatch import emitter
 from .._registry import RuleFunction, RulePack
 
 aten = torch.ops.aten
@@ -54,11 +55,18 @@ def _numel(shape: Sequence[int]) -> int:
 
 
 def _reshaper(name: str) -> RuleFunction:
+    emit = getattr(torch.Tensor, name)
+
     def reshape(info: Any, in_dims: Any, x: Any, shape: Sequence[int]) -> Any:
         """(*) -> (*shape). A view if the sample's would be one."""
         bdim = in_dims[0]
-        size = infer_size(shape, _numel(logical_shape(x, bdim)))
         x = to_front(x, bdim)
+        if type(x) is torch.Tensor:
+            try:
+                return emit(x, (x.shape[0], *shape)), 0
+            except RuntimeError:
+                pass  # or the sizes are to be told of as the sample's
+        size = infer_size(shape, _numel(logical_shape(x, 0)))
         return getattr(x, name)(x.shape[0], *size), 0
 
     return reshape
@@ -154,8 +162,8 @@ def numpy_T(info, in_dims, x):
 @pack.rule(aten.unsqueeze.default)
 def unsqueeze(info, in_dims, x, dim):
     """(*) -> (*, 1, *). The dim counts on the result, which has one more."""
-    bdim = in_dims[0]
-    dim = wrap_dim(dim, x.ndim)
+    bdim, rank = in_dims[0], x.ndim
+    dim = dim % rank if -rank <= dim < rank else wrap_dim(dim, rank)
     return (x.unsqueeze(dim), bdim + 1) if dim <= bdim else (x.unsqueeze(dim + 1), bdim)
 
 
@@ -168,7 +176,12 @@ def squeeze(info, in_dims, x):
 @pack.rule(aten.squeeze.dim)
 def squeeze_dim(info, in_dims, x, dim):
     """(*) -> (*) without ``dim``, if its size is one."""
-    return squeeze_dims(info, in_dims, x, [dim])
+    bdim, rank = in_dims[0], x.ndim - 1
+    if not rank or not -rank <= dim < rank:
+        return squeeze_dims(info, in_dims, x, [dim])
+    d = dim % rank
+    d += d >= bdim
+    return x.squeeze(d), bdim - (d < bdim and x.shape[d] == 1)
 
 
 @pack.rule(aten.squeeze.dims)
@@ -178,9 +191,9 @@ def squeeze_dims(info, in_dims, x, dims):
     if not rank:
         for d in dims:
             wrap_dim(d, 0)
-        return aten.alias.default(x), bdim
+        return x.view_as(x), bdim
     gone = [d for d in physical_dims(list(dims), rank, bdim) if x.shape[d] == 1]
-    return x.squeeze(tuple(gone)) if gone else aten.alias.default(x), bdim - sum(d < bdim for d in gone)
+    return x.squeeze(tuple(gone)) if gone else x.view_as(x), bdim - sum(d < bdim for d in gone)
 
 
 @pack.rule(aten.select.int)
@@ -232,12 +245,13 @@ def unbind(info, in_dims, x, dim=0):
 
 def _splitter(op: Any) -> RuleFunction:
     """Make the rule of an operator that cuts ``dim``, its third argument, into a list of views."""
+    emit = emitter(op)
 
     def split(info: Any, in_dims: Any, x: Any, sizes: Any, dim: int = 0) -> Any:
         bdim, rank = in_dims[0], x.ndim - 1
         if not rank:
             raise RuntimeError("split expects at least a 1-dimensional tensor")
-        return op(x, sizes, physical_dim(dim, rank, bdim)), bdim
+        return emit(x, sizes, physical_dim(dim, rank, bdim)), bdim
 
     return split
 
