@@ -23,12 +23,29 @@ def pointwise(op: OpOverload) -> RuleFunction:
     def pointwise(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1:
             return emit(args[0], **kwargs), in_dims[0]
+        bdim = _agreed(args, in_dims)
+        if bdim is not None:
+            return emit(*args, **kwargs), bdim
         args = _promote(args, in_dims, conditions)
         aligned, bdim = align(args, in_dims)
         return emit(*aligned, **kwargs), bdim
 
     pointwise.emit = emit  # type: ignore[attr-defined]  # the dispatcher's short cut for operands that agree
     return pointwise
+
+
+def _agreed(args: Any, in_dims: Any) -> int | None:
+    """Return the batch dim that all tensors have, at one rank; they broadcast and promote as the samples do."""
+    bdim = ndim = None
+    for a, d in zip(args, in_dims, strict=False):
+        if d is None:
+            if isinstance(a, torch.Tensor):
+                return None
+        elif bdim is None:
+            bdim, ndim = d, a.ndim
+        elif d != bdim or a.ndim != ndim:
+            return None
+    return bdim
 
 
 def _promote(args: Any, in_dims: Any, conditions: list[int]) -> Any:

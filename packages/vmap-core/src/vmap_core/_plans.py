@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import _dispatch, _inplace, _ownership
+from . import _dispatch, _inplace, _ownership, _shortcuts
 from ._custom import registered_rule
 from ._tensor import BatchedTensor
 
@@ -61,12 +61,14 @@ def from_rule(
     types = [type(a) for a in args]
     alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *(kwargs or {}).values()))
     if arrange is not None:
-        return _arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
+        return _shortcuts.arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
     emit = getattr(rule.function, "emit", None)
     if emit is not None:
-        return _pointwise_plan(emit, general, types)
+        return _shortcuts.pointwise_plan(emit, general, types)
     if alone and not kwargs and _plain(rule):
-        return _single_plan(rule.function, general, (None,) * (len(args) - 1))
+        return _shortcuts.single_plan(rule.function, general, (None,) * (len(args) - 1))
+    if len(args) == 2 and not kwargs and all(isinstance(a, Tensor) for a in args) and _plain(rule):
+        return _shortcuts.pair_plan(rule.function, general)
     return general
 
 
@@ -79,94 +81,6 @@ def _has_tensor(args: Any) -> bool:
         if isinstance(a, Tensor) or (isinstance(a, list | tuple) and _has_tensor(a)):
             return True
     return False
-
-
-def _single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...]) -> Plan:
-    """Make the short cut of an operation on one tensor, with numbers and the like: nothing to sort out."""
-
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0]
-        if x._level is level and x._bdim is not None and not kwargs:
-            out, bdim = function(level, (x._bdim, *rest), x._value, *args[1:])
-            if type(bdim) is int:
-                return BatchedTensor(out, bdim, level)
-            return wrap(level, out, bdim)
-        return general(level, args, kwargs)
-
-    return plan
-
-
-def _arranged_plan(function: Callable[..., Any], general: Plan, arrange: Arrange) -> Plan:
-    """Make the same short cut for a call whose arguments have another order, or names."""
-
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0]
-        if x._level is level and x._bdim is not None:
-            given, rest = arrange(args, kwargs)
-            out, bdim = function(level, (x._bdim, *(None,) * (len(given) - 1)), x._value, *given[1:], **rest)
-            if type(bdim) is int:
-                return BatchedTensor(out, bdim, level)
-            return wrap(level, out, bdim)
-        return general(level, args, kwargs)
-
-    return plan
-
-
-def _pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -> Plan:
-    """Make the short cut of an elementwise operation: operands that agree need no alignment.
-
-    Operands of equal rank with the batch dim at one place broadcast and promote as the samples do.
-    """
-    if types == [BatchedTensor]:
-
-        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x = args[0]
-            if x._level is level and x._bdim is not None and not kwargs:
-                return BatchedTensor(emit(x._value), x._bdim, level)
-            return general(level, args, kwargs)
-
-        return plan
-    if types == [BatchedTensor, BatchedTensor]:
-
-        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x, y = args
-            bdim = x._bdim
-            if x._level is level and y._level is level and bdim is not None and bdim == y._bdim and not kwargs:
-                a, b = x._value, y._value
-                more = a.ndim - b.ndim
-                if not more:
-                    return BatchedTensor(emit(a, b), bdim, level)
-                if not bdim and a.dtype == b.dtype:  # ones between the batch dim and the shorter operand's own
-                    if more > 0:
-                        b = b.reshape(b.shape[0], *(1,) * more, *b.shape[1:])
-                    else:
-                        a = a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:])
-                    return BatchedTensor(emit(a, b), 0, level)
-            return general(level, args, kwargs)
-
-        return plan
-    if len(types) == 2 and BatchedTensor in types and (Tensor in types or torch.nn.Parameter in types):
-        first = types[0] is BatchedTensor
-
-        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x, shared = args if first else args[::-1]
-            if x._level is level and x._bdim == 0 and not kwargs:
-                value = x._value
-                if shared.ndim < value.ndim and shared.dtype == value.dtype:
-                    return BatchedTensor(emit(value, shared) if first else emit(shared, value), 0, level)
-            return general(level, args, kwargs)
-
-        return plan
-    if types in ([BatchedTensor, float], [BatchedTensor, int]):
-
-        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x, number = args
-            if x._level is level and x._bdim is not None and not kwargs:
-                return BatchedTensor(emit(x._value, number), x._bdim, level)
-            return general(level, args, kwargs)
-
-        return plan
-    return general
 
 
 def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Plan:

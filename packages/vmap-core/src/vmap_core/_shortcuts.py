@@ -1,0 +1,123 @@
+"""Short cuts: plans of the commonest calls, for which there is nothing to sort out. Anything else takes the general plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _plans
+from ._tensor import BatchedTensor
+
+if TYPE_CHECKING:
+    from ._binding import Arrange
+    from ._dispatch import Plan
+    from ._level import Level
+
+
+def single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...]) -> Plan:
+    """Make the short cut of an operation on one tensor, with numbers and the like: nothing to sort out."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x._level is level and x._bdim is not None and not kwargs:
+            out, bdim = function(level, (x._bdim, *rest), x._value, *args[1:])
+            if type(bdim) is int:
+                return BatchedTensor(out, bdim, level)
+            return _plans.wrap(level, out, bdim)
+        return general(level, args, kwargs)
+
+    return plan
+
+
+def pair_plan(function: Callable[..., Any], general: Plan) -> Plan:
+    """Make the short cut of an operation on two tensors and nothing else."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x, y = args
+        x_bdim = y_bdim = None
+        if type(x) is BatchedTensor and x._level is level:
+            x, x_bdim = x._value, x._bdim
+        if type(y) is BatchedTensor and y._level is level:
+            y, y_bdim = y._value, y._bdim
+        if (x_bdim is None and y_bdim is None) or kwargs:
+            return general(level, args, kwargs)
+        out, bdim = function(level, (x_bdim, y_bdim), x, y)
+        return BatchedTensor(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
+
+    return plan
+
+
+def arranged_plan(function: Callable[..., Any], general: Plan, arrange: Arrange) -> Plan:
+    """Make the same short cut for a call whose arguments have another order, or names."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x._level is level and x._bdim is not None:
+            given, rest = arrange(args, kwargs)
+            out, bdim = function(level, (x._bdim, *(None,) * (len(given) - 1)), x._value, *given[1:], **rest)
+            if type(bdim) is int:
+                return BatchedTensor(out, bdim, level)
+            return _plans.wrap(level, out, bdim)
+        return general(level, args, kwargs)
+
+    return plan
+
+
+def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -> Plan:
+    """Make the short cut of an elementwise operation: operands that agree need no alignment.
+
+    Operands of equal rank with the batch dim at one place broadcast and promote as the samples do.
+    """
+    if types == [BatchedTensor]:
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = args[0]
+            if x._level is level and x._bdim is not None and not kwargs:
+                return BatchedTensor(emit(x._value), x._bdim, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if types == [BatchedTensor, BatchedTensor]:
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, y = args
+            bdim = x._bdim
+            if x._level is level and y._level is level and bdim is not None and bdim == y._bdim and not kwargs:
+                a, b = x._value, y._value
+                more = a.ndim - b.ndim
+                if not more:
+                    return BatchedTensor(emit(a, b), bdim, level)
+                if not bdim and a.dtype == b.dtype:  # ones between the batch dim and the shorter operand's own
+                    if more > 0:
+                        b = b.reshape(b.shape[0], *(1,) * more, *b.shape[1:])
+                    else:
+                        a = a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:])
+                    return BatchedTensor(emit(a, b), 0, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if len(types) == 2 and BatchedTensor in types and (Tensor in types or torch.nn.Parameter in types):
+        first = types[0] is BatchedTensor
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, shared = args if first else args[::-1]
+            if x._level is level and x._bdim == 0 and not kwargs:
+                value = x._value
+                if shared.ndim < value.ndim and shared.dtype == value.dtype:
+                    return BatchedTensor(emit(value, shared) if first else emit(shared, value), 0, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if types in ([BatchedTensor, float], [BatchedTensor, int]):
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, number = args
+            if x._level is level and x._bdim is not None and not kwargs:
+                return BatchedTensor(emit(x._value, number), x._bdim, level)
+            return general(level, args, kwargs)
+
+        return plan
+    return general
