@@ -8,11 +8,22 @@ from pathlib import Path
 
 import pytest
 
+import vmap_autograd
 import vmap_core
+import vmap_cuda
+import vmap_linalg
+import vmap_nn
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["vmap_core", *(m.name for m in pkgutil.walk_packages(vmap_core.__path__, "vmap_core."))]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("packages/*/README.md")])
+PACKAGES = [vmap_core, vmap_autograd, vmap_cuda, vmap_linalg, vmap_nn]
+MODULES = [
+    name
+    for package in PACKAGES
+    for name in (package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")))
+]
+PAGES = sorted(
+    [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("plugins/*/README.md")]
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
