@@ -6,7 +6,7 @@ what is named as differing says which of the two is right.
 
 DYNAMIC = "its result has as many elements as the values say: a precise error, with what to do instead"
 READ = "gives a Python value, or reads one on the way, that differs from sample to sample: a precise error"
-VIEW = "views its sample, and a sample that lies across the batch cannot be viewed so, nor can it in PyTorch"
+VIEW = "views its input, and a sample of it that lies across the batch cannot be viewed so, nor can it in PyTorch"
 SPARSE = "makes or takes sparse tensors, which have no batch dim of their own here"
 
 KNOWN: dict[str, tuple[set[str], str]] = {
@@ -61,7 +61,6 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         "scale_grad_by_freq counts over all indices of a call, so each sample has a call; a sparse gradient is given dense",
     ),
     "nn.functional.instance_norm": ({"error"}, "updates running statistics that the samples share"),
-    "nn.functional.multi_head_attention_forward": ({"one_argument:error"}, VIEW),
     "nn.functional.one_hot": ({"error"}, "without num_classes an empty batch has no number of classes"),
     "nonzero": ({"error"}, DYNAMIC),
     "repeat_interleave": (

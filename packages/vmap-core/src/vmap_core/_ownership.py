@@ -8,6 +8,7 @@ write to it is an error.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,25 @@ def promote(level: Level, x: Any, op: object) -> None:
         f"{level.name!r}: `self` comes from outside the mapped function, so all samples share it. Instead: write to a "
         f"tensor made inside the function (self.clone()), or map over it with in_dims."
     )
+
+
+def lay_out_samples(x: BatchedTensor) -> bool:
+    """Give the samples of a result memory apart from each other, as the loop's results have; tell whether it was done.
+
+    Only where nothing else can see the result's memory: no view of it, no other owner. Then the copy may take its place.
+    """
+    value, bdim = x._value, x._bdim
+    if type(value) is not torch.Tensor or bdim is None or value.retains_grad or (value.is_leaf and value.requires_grad):
+        return False
+    storage = value.untyped_storage()
+    owners = sys.getrefcount(value) - 2, torch._C._storage_Use_Count(storage._cdata) - 1  # without what looks here
+    if owners != (1, 1) or storage.nbytes() != value.numel() * value.element_size():
+        return False
+    steps = [step for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)) if d != bdim and n > 1]
+    if steps != sorted(steps, reverse=True):  # the sample itself is not contiguous
+        return False
+    x._value, x._bdim = value.movedim(bdim, 0).contiguous(), 0
+    return True
 
 
 def expanded(value: Any, batch_size: int) -> Any:

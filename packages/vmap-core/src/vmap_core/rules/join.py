@@ -10,7 +10,8 @@ from .._dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
 from .._errors import DataDependentError, user_location
 from .._read import every_sample
 from .._registry import RulePack
-from .view import _numel, logical_shape
+from .reshape import numel
+from .view import logical_shape
 
 aten = torch.ops.aten
 pack = RulePack("core.join")
@@ -133,7 +134,7 @@ def repeat_interleave(info, in_dims, x, repeats, dim=None, *, output_size=None):
         if dim is not None:
             wrap_dim(dim, 0)
         x = to_front(x, bdim)
-        return x.reshape(x.shape[0], _numel(x.shape[1:])).repeat_interleave(repeats, 1), 0
+        return x.reshape(x.shape[0], numel(x.shape[1:])).repeat_interleave(repeats, 1), 0
     return x.repeat_interleave(repeats, physical_dim(dim, rank, bdim), output_size=output_size), bdim
 
 
@@ -146,10 +147,10 @@ def repeat_interleave_tensor(info, in_dims, x, repeats, dim=None, *, output_size
     if dim is None:
         if x_bdim is not None:
             x = to_front(x, x_bdim)
-            x, x_bdim = x.reshape(x.shape[0], _numel(size)), 0
+            x, x_bdim = x.reshape(x.shape[0], numel(size)), 0
         else:
             x = x.reshape(-1)
-        dim, rank, size = 0, 1, [_numel(size)]
+        dim, rank, size = 0, 1, [numel(size)]
     dim = wrap_dim(dim, rank)
     if r_bdim is None:
         return x.repeat_interleave(repeats, physical_dim(dim, rank, x_bdim), output_size=output_size), x_bdim

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,85 +20,6 @@ def logical_shape(x: Any, bdim: int | None) -> list[int]:
     if bdim is not None:
         del shape[bdim]
     return shape
-
-
-def infer_size(shape: Sequence[int], numel: int) -> list[int]:
-    """Return ``shape`` with its -1 worked out, as PyTorch does for a tensor of ``numel`` elements."""
-    shape = list(shape)
-    holes = [i for i, n in enumerate(shape) if n == -1]
-    if len(holes) > 1:
-        raise RuntimeError("only one dimension can be inferred")
-    known = 1
-    for n in shape:
-        if n < -1:
-            raise RuntimeError(f"invalid shape dimension {n}")
-        known *= n if n != -1 else 1
-    if holes:
-        if known == 0:
-            raise RuntimeError(
-                f"cannot reshape tensor of {numel} elements into shape {shape} because the unspecified dimension "
-                f"size -1 can be any value and is ambiguous"
-            )
-        shape[holes[0]] = numel // known
-        known *= shape[holes[0]]
-    if known != numel:
-        raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {numel}")
-    return shape
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
-
-
-def _reshaper(name: str) -> RuleFunction:
-    emit = getattr(torch.Tensor, name)
-
-    def reshape(info: Any, in_dims: Any, x: Any, shape: Sequence[int]) -> Any:
-        """(*) -> (*shape). A view if the sample's would be one."""
-        bdim = in_dims[0]
-        x = to_front(x, bdim)
-        if type(x) is torch.Tensor:
-            try:
-                return emit(x, (x.shape[0], *shape)), 0
-            except RuntimeError:
-                pass  # or the sizes are to be told of as the sample's
-        size = infer_size(shape, _numel(logical_shape(x, 0)))
-        return getattr(x, name)(x.shape[0], *size), 0
-
-    return reshape
-
-
-pack.add(aten.view.default, _reshaper("view"))
-pack.add(aten._unsafe_view.default, _reshaper("reshape"))
-pack.add(aten.reshape.default, _reshaper("reshape"))
-
-
-@pack.rule(aten.flatten.using_ints)
-def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
-    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
-    x = to_front(x, in_dims[0])
-    rank = x.ndim - 1
-    start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
-    if start > end:
-        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
-    return (x.flatten(start + 1, end + 1) if rank else x.unsqueeze(1)), 0
-
-
-@pack.rule(aten._reshape_alias.default)
-def _reshape_alias(info, in_dims, x, size, stride):
-    """(*) -> (*size)."""
-    return _reshaper("reshape")(info, in_dims, x, size)
-
-
-@pack.rule(aten.view_as.default, aten.reshape_as.default)
-def view_as(info, in_dims, x, other):
-    """(*), (*shape) -> (*shape)."""
-    if in_dims[0] is None:
-        return x.view(logical_shape(other, in_dims[1])), None
-    return _reshaper("view")(info, in_dims, x, logical_shape(other, in_dims[1]))
 
 
 @pack.rule(aten.expand.default)
@@ -302,13 +222,6 @@ def movedim(info, in_dims, x, source, destination):
 def movedim_int(info, in_dims, x, source, destination):
     """(*) -> (*), one dim moved."""
     return movedim(info, in_dims, x, [source], [destination])
-
-
-@pack.logical(torch.Tensor.unflatten)
-def unflatten(info, x, dim, sizes):
-    """(*, n, *) -> (*, *sizes, *). Tensor.unflatten calls its base class, which only takes tensors of C++."""
-    with info.pushed():
-        return torch.unflatten(x, dim, sizes)
 
 
 @pack.logical(aten.tensor_split.tensor_indices_or_sections)

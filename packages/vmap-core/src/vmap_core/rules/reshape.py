@@ -1,0 +1,121 @@
+"""Reshapes: the elements of a sample in order, under another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .._dims import to_front, wrap_dim
+from .._ownership import lay_out_samples
+from .._plans import unbatched_plan
+from .._registry import RuleFunction, RulePack
+from .._tensor import BatchedTensor
+from .view import logical_shape
+
+aten = torch.ops.aten
+pack = RulePack("core.reshape")
+
+
+def infer_size(shape: Sequence[int], numel: int) -> list[int]:
+    """Return ``shape`` with its -1 worked out, as PyTorch does for a tensor of ``numel`` elements."""
+    shape = list(shape)
+    holes = [i for i, n in enumerate(shape) if n == -1]
+    if len(holes) > 1:
+        raise RuntimeError("only one dimension can be inferred")
+    known = 1
+    for n in shape:
+        if n < -1:
+            raise RuntimeError(f"invalid shape dimension {n}")
+        known *= n if n != -1 else 1
+    if holes:
+        if known == 0:
+            raise RuntimeError(
+                f"cannot reshape tensor of {numel} elements into shape {shape} because the unspecified dimension "
+                f"size -1 can be any value and is ambiguous"
+            )
+        shape[holes[0]] = numel // known
+        known *= shape[holes[0]]
+    if known != numel:
+        raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {numel}")
+    return shape
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _reshaper(name: str) -> RuleFunction:
+    emit = getattr(torch.Tensor, name)
+
+    def reshape(info: Any, in_dims: Any, x: Any, shape: Sequence[int]) -> Any:
+        """(*) -> (*shape). A view if the sample's would be one."""
+        bdim = in_dims[0]
+        x = to_front(x, bdim)
+        if type(x) is torch.Tensor:
+            try:
+                return emit(x, (x.shape[0], *shape)), 0
+            except RuntimeError:
+                pass  # or the sizes are to be told of as the sample's
+        size = infer_size(shape, numel(logical_shape(x, 0)))
+        return getattr(x, name)(x.shape[0], *size), 0
+
+    return reshape
+
+
+_physical_view = _reshaper("view")
+_shared_view = unbatched_plan(torch.Tensor.view, aten.view.default)
+
+
+@pack.logical(aten.view.default)
+def view(info, x, shape):
+    """(*) -> (*shape), as a view. A result whose batch dim lies inside the sample's memory is laid out anew first."""
+    if type(x) is not BatchedTensor or x._level is not info or x._bdim is None:
+        return _shared_view(info, (x, shape), {})
+    try:
+        return BatchedTensor(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
+    except RuntimeError:  # holds on to the memory as long as it is handled
+        pass
+    lay_out_samples(x)
+    return BatchedTensor(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
+
+
+pack.add(aten._unsafe_view.default, _reshaper("reshape"))
+pack.add(aten.reshape.default, _reshaper("reshape"))
+
+
+@pack.rule(aten.flatten.using_ints)
+def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
+    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
+    x = to_front(x, in_dims[0])
+    rank = x.ndim - 1
+    start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
+    if start > end:
+        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    return (x.flatten(start + 1, end + 1) if rank else x.unsqueeze(1)), 0
+
+
+@pack.rule(aten._reshape_alias.default)
+def _reshape_alias(info, in_dims, x, size, stride):
+    """(*) -> (*size)."""
+    return _reshaper("reshape")(info, in_dims, x, size)
+
+
+@pack.rule(aten.view_as.default, aten.reshape_as.default)
+def view_as(info, in_dims, x, other):
+    """(*), (*shape) -> (*shape)."""
+    if in_dims[0] is None:
+        return x.view(logical_shape(other, in_dims[1])), None
+    return _physical_view(info, in_dims, x, logical_shape(other, in_dims[1]))
+
+
+@pack.logical(torch.Tensor.unflatten)
+def unflatten(info, x, dim, sizes):
+    """(*, n, *) -> (*, *sizes, *). Tensor.unflatten calls its base class, which only takes tensors of C++."""
+    with info.pushed():
+        return torch.unflatten(x, dim, sizes)
