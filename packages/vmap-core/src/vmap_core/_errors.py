@@ -34,6 +34,10 @@ class ComplexGraphError(UnsupportedError):
     """A graph of complex operations would be recorded from lowered tensors; their callers then take sample by sample."""
 
 
+class CaptureError(VmapError):
+    """A program cannot be captured without baking in something that another call may see differently."""
+
+
 class FallbackError(VmapError):
     """An operation would run in the slow loop while the fallback policy is ``"error"``."""
 
