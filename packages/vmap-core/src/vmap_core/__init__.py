@@ -2,8 +2,10 @@
 
 from . import _dispatch as _dispatch  # first: the modules below it import each other through it
 from ._capture import capture
+from ._compile import compile
 from ._errors import (
     CaptureError,
+    CaptureWarning,
     DataDependentError,
     EscapedTensorError,
     FallbackError,
@@ -22,6 +24,7 @@ from ._transform import vmap
 
 __all__ = [
     "CaptureError",
+    "CaptureWarning",
     "DataDependentError",
     "EscapedTensorError",
     "FallbackError",
@@ -33,6 +36,7 @@ __all__ = [
     "UnsupportedError",
     "VmapError",
     "capture",
+    "compile",
     "fallback_policy",
     "packs",
     "set_fallback_policy",

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
 
 from . import _tree
 from ._errors import CaptureError, function_name
 from ._level import current_levels
 from ._program import Program
 from ._record import Recorder
+from ._simplify import simplify
 from ._watch import Calls, Kernels
 
 __all__ = ["capture"]
@@ -90,7 +90,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
     if recorder.failure is not None:
         return recorder.failure, out
     simplify(recorder.graph, torch.is_grad_enabled())
-    recorder.captured = [(x, n) for x, n in recorder.captured if n.users or n.graph is recorder.graph]
+    recorder.drop_unused()
     flat = not kwargs and all(not isinstance(a, list | tuple | dict) for a in args) and len(leaves) == len(args)
     return Program(recorder, function_name(func), None if flat else spec, out_spec, out_leaves), out
 
@@ -104,45 +104,3 @@ def _names(func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> list[str]:
     if len(parameters) != len(leaves):
         parameters = [f"arg_{i}" for i in range(len(leaves))]
     return parameters
-
-
-def simplify(graph: Graph, grad: bool) -> None:
-    """Take out what has no effect, and put in the switches of grad mode that have one.
-
-    Args:
-        graph: a recorded graph.
-        grad: the grad mode it starts and ends in.
-    """
-    tracks = any(n.op == "placeholder" and n.meta["tracked"] for n in graph.nodes)
-    for node in list(graph.nodes):
-        leaves_no_graph = node.target in ("detach", torch.detach) and not tracks
-        moves_nothing = node.target == "movedim" and node.args[1] == node.args[2]
-        if (leaves_no_graph or moves_nothing) and _may_merge(node, source := node.args[0]):
-            node.replace_all_uses_with(source)
-    for node in reversed(list(graph.nodes)):
-        if node.op in ("call_function", "call_method", "get_attr") and not node.users and not node.meta["impure"]:
-            graph.erase_node(node)
-    mode = grad
-    for node in list(graph.nodes) if tracks else ():
-        if node.op.startswith("call") and node.meta["grad"] != mode and any(
-            n.meta["tracked"] for n in node.all_input_nodes
-        ):
-            mode = node.meta["grad"]
-            with graph.inserting_before(node):
-                graph.call_function(torch._C._set_grad_enabled, (mode,)).meta.update(tracked=False, grad=mode, impure=True)
-    graph.lint()
-
-
-def _may_merge(alias: Node, source: Node) -> bool:
-    """Tell whether nobody sees that an alias is another object than its source."""
-    users = {*alias.users, *source.users}
-    if any(user.target in _CHANGE_METADATA for user in users):
-        return False
-    return source.op != "placeholder" or all(user.op != "output" for user in alias.users)
-
-
-# Methods that give a tensor another shape, or another graph, in place.
-_CHANGE_METADATA = {
-    "as_strided_", "detach_", "resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_",
-    "unsqueeze_",
-}  # fmt: skip

@@ -59,6 +59,10 @@ class FallbackWarning(UserWarning):
         self.op = op
 
 
+class CaptureWarning(UserWarning):
+    """A compiled function cannot be captured, and runs as it is."""
+
+
 # Modules whose frames are never "the user's code"; packs add their own name when they register.
 internal_modules = {"torch", "vmap_core", "contextlib", "copy", "functools"}
 

@@ -53,25 +53,33 @@ class Program:
         """Take over what has been recorded; `capture` does."""
         self.name = name
         self.captured = [x for x, _ in recorder.captured]
-        self._leaves = recorder.inputs  # also keeps alive what is known by its id
+        self.check = _fast_check([x for x in recorder.inputs if isinstance(x, Tensor)])
+        self.tensor_names = [f"x{i}" for i, x in enumerate(recorder.inputs) if isinstance(x, Tensor)]
+        self.leaves = [None if isinstance(x, Tensor) else x for x in recorder.inputs]  # alive, as their ids are known
+        self.flat = spec is None
         self._spec = spec
-        self._traits = [traits(x) for x in self._leaves]
+        self._traits = [traits(x) for x in recorder.inputs]
         self._ambient = ambient()
-        self._leaves = [None if isinstance(x, Tensor) else x for x in self._leaves]
+        self._captured_traits = [_captured_traits(x) for x in self.captured]
         self._out_spec = out_spec
         self._out_leaves = [None if isinstance(o, Tensor) else o for o in out_leaves]
         self._out_tensors = [i for i, o in enumerate(out_leaves) if isinstance(o, Tensor)]
         self.graph_module = GraphModule(recorder.constants, recorder.graph, class_name="Program")
-        self._replay = self.bind(self.graph_module)
+        self._replay = self.bind(self.graph_module, None, self._misfit)
 
-    def bind(self, graph_module: Callable[..., Any], miss: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    def bind(self, run: Callable[..., Any], takes: list[int] | None, miss: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of the leaves that checks them and runs the graph.
 
         Args:
-            graph_module: the graph, or what takes its place: ``(*leaves, *captured) -> tuple``.
-            miss: called with the leaves where the program does not fit them; by default raises.
+            run: the program's graph module, or what takes its place: a function that returns a sequence of tensors.
+            takes: which of the leaves and captured tensors ``run`` takes; None for all.
+            miss: called with the leaves where the program does not fit them.
         """
-        return _Source(self, graph_module, miss or self._misfit).function()
+        return _Source(self, run, takes, miss).function()
+
+    def captured_fit(self) -> bool:
+        """Tell whether the captured tensors are still of the kind that was captured."""
+        return [_captured_traits(x) for x in self.captured] == self._captured_traits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay.
@@ -79,13 +87,12 @@ class Program:
         Raises:
             CaptureError: the arguments, or PyTorch's state, are not of the kind that was captured.
         """
-        spec = self._spec
-        if spec is None:
-            if not kwargs and len(args) == len(self._leaves):
+        if self.flat:
+            if not kwargs and len(args) == len(self.leaves):
                 return self._replay(*args)
-            raise CaptureError(f"vmap: the program of {self.name} takes {len(self._leaves)} positional arguments.")
+            raise CaptureError(f"vmap: the program of {self.name} takes {len(self.leaves)} positional arguments.")
         leaves: list[Any] = []
-        if _tree.flatten((args, kwargs), leaves) != spec:
+        if _tree.flatten((args, kwargs), leaves) != self._spec:
             raise CaptureError(
                 f"vmap: the arguments have another structure than those that the program of {self.name} was captured "
                 f"with. Instead: capture again, or use vmap_core.compile."
@@ -130,19 +137,39 @@ class Program:
         return "\n".join(lines + [line for line in body if not line.startswith("torch.fx._symbolic_trace")])
 
 
+def _fast_check(tensors: list[Tensor]) -> Callable[..., bool]:
+    """Return a function that may say True for tensors with the same traits, in a fraction of the time.
+
+    torch.compile's own check, in C++; it says False also for a tensor given twice, and for one of another class.
+    """
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        shapes = [list(x.shape) for x in tensors]
+        strides = [list(x.stride()) for x in tensors]
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides)
+        check: Callable[..., bool] = guards.check
+        return check
+    except (ImportError, TypeError):
+        return lambda *_: False
+
+
+def _captured_traits(x: Tensor) -> tuple[Any, ...]:
+    return x.requires_grad, x.shape, x.dtype
+
+
 class _Source:
     """Makes the function that replays a program: checks, then one line for each operation.
 
     fx's own code costs more: it looks ``torch.add`` up in two steps, and modules call through hooks.
     """
 
-    def __init__(self, program: Program, graph_module: Any, miss: Callable[..., Any]) -> None:
-        self.program = program
+    def __init__(self, program: Program, run: Any, takes: list[int] | None, miss: Callable[..., Any]) -> None:
+        self.program, self.run, self.takes = program, run, takes
         self.names: dict[str, Any] = {
-            "miss": miss, "result": program.result, "tensors": _TENSORS, "ambient": ambient, "traits": traits,
-            "is_grad_enabled": torch.is_grad_enabled,
+            "miss": miss, "result": program.result, "traits": traits,
+            "tensors": _TENSORS if takes is None else _TENSORS - {BatchedTensor},
         }  # fmt: skip
-        self.graph_module = graph_module
         self.lines: list[str] = []
 
     def bound(self, value: Any, hint: str = "v") -> str:
@@ -157,40 +184,49 @@ class _Source:
     def function(self) -> Callable[..., Any]:
         """Return the function."""
         program = self.program
-        parameters = [f"x{i}" for i in range(len(program._leaves))]
+        parameters = [f"x{i}" for i in range(len(program.leaves))]
         self.lines.append(f"def replay({', '.join(parameters)}):")
         checks = self.checks(parameters)
         self.lines.append(f"    if not ({' and '.join(checks)}):")
         self.lines.append(f"        return miss({', '.join(parameters)})")
-        if isinstance(self.graph_module, GraphModule):
+        if self.takes is None:
             self.body(parameters)
         else:
-            captured = [self.bound(c, "captured") for c in program.captured]
-            self.lines.append(f"    out = {self.bound(self.graph_module, 'run')}({', '.join(parameters + captured)})")
+            inputs = parameters + [self.bound(c, "captured") for c in program.captured]
+            self.lines.append(f"    out = {self.bound(self.run, 'run')}({', '.join(inputs[i] for i in self.takes)})")
             self.returns([f"out[{i}]" for i in range(len(program._out_tensors))])
         exec(compile("\n".join(self.lines), f"<program of {program.name}>", "exec"), self.names)
         return self.names["replay"]
 
     def checks(self, parameters: list[str]) -> list[str]:
         """Return the conditions under which the program stands for the function."""
-        grad, *_ = state = self.program._ambient
-        if state == (grad, False, torch.float32, False):  # the common case, a little faster
-            checks = ["is_grad_enabled()" if grad else "not is_grad_enabled()", "ambient() == state"]
-        checks = ["ambient() == state"]
-        self.names["state"] = state
-        for x, wanted in zip(parameters, self.program._traits, strict=True):
+        program = self.program
+        grad, inference, dtype, autocast = program._ambient
+        checks = [f"{'' if grad else 'not '}{self.bound(torch.is_grad_enabled, 'is_grad_enabled')}()"]
+        if not grad:  # inference mode has it off
+            checks.append(f"{self.bound(torch.is_inference_mode_enabled, 'is_inference')}() is {inference}")
+        checks.append(f"{self.bound(torch.get_default_dtype, 'get_default_dtype')}() is {self.bound(dtype, 'dtype')}")
+        if autocast:
+            checks.append(f"{self.bound(ambient, 'ambient')}() == {self.bound(program._ambient, 'state')}")
+        else:
+            checks.append(f"not {self.bound(torch._C._is_any_autocast_enabled, 'autocast')}()")
+        of_tensors = []
+        for x, wanted in zip(parameters, program._traits, strict=True):
             if len(wanted) == 2:
                 checks.append(f"traits({x}) == {self.bound(wanted, 'traits')}")
                 continue
             shape, stride, dtype, device, requires_grad, conj = wanted
-            checks.append(
+            of_tensors.append(
                 f"type({x}) in tensors and {x}.shape == {tuple(shape)} and {x}.dtype is {self.bound(dtype, 'dtype')} "
                 f"and {x}.requires_grad is {requires_grad} and {x}.stride() == {tuple(stride)} "
                 f"and {x}.device == {self.bound(device, 'device')}"
             )
             if dtype.is_complex:
-                checks.append(f"{x}.is_conj() is {conj}")
-        for c in self.program.captured:
+                of_tensors.append(f"{x}.is_conj() is {conj}")
+        if of_tensors:
+            slow = " and ".join(of_tensors)
+            checks.append(f"({self.bound(program.check, 'check')}({', '.join(program.tensor_names)}) or {slow})")
+        for c in program.captured:
             name = self.bound(c, "captured")
             checks.append(
                 f"{name}.requires_grad is {c.requires_grad} and {name}.shape == {tuple(c.shape)} "
@@ -207,7 +243,7 @@ class _Source:
 
     def body(self, parameters: list[str]) -> None:
         """Add the operations. A result takes the place of an argument that is not needed any more."""
-        nodes = list(self.graph_module.graph.nodes)
+        nodes = list(self.run.graph.nodes)
         place: dict[Node, str] = {}
         free = iter(parameters)
         captured = iter(self.program.captured)
@@ -222,7 +258,7 @@ class _Source:
                 place[node] = next(free, None) or self.bound(next(captured), "captured")
                 continue
             if node.op == "get_attr":
-                place[node] = self.bound(getattr(self.graph_module, str(node.target)), "constant")
+                place[node] = self.bound(getattr(self.run, str(node.target)), "constant")
                 continue
             if node.op == "output":
                 if switches:

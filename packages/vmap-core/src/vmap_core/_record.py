@@ -48,8 +48,8 @@ class Call:
 class Recorder:
     """What is known of a run.
 
-    A node's ``meta`` holds: ``tracked``, whether it may lead to an input or captured tensor that requires grad;
-    ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``like``, the tensor of a placeholder.
+    A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
+    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``like``, the tensor of a placeholder.
 
     Attributes:
         graph: the graph so far.
@@ -104,6 +104,8 @@ class Recorder:
             node = self.graph.placeholder(name)
         tracked = isinstance(value, Tensor) and value.requires_grad
         node.meta.update(tracked=tracked, grad=True, impure=False, like=value)
+        if isinstance(value, Tensor):
+            node.meta["shape"] = tuple(value.shape)
         if tracked and value.is_leaf:
             self._grads.append((value, *_state_of_grad(value)))
         return node
@@ -217,8 +219,8 @@ class Recorder:
 
     def _node(self, kind: str, target: Any, args: Any, kwargs: Any, grad: bool, impure: bool) -> Node:
         node = self.graph.create_node(kind, target, tuple(args), dict(kwargs))
-        tracked = grad and (self._tracked_writes or any(n.meta["tracked"] for n in node.all_input_nodes))
-        node.meta.update(tracked=tracked, grad=grad, impure=impure)
+        leads = self._tracked_writes or any(n.meta["tracked"] for n in node.all_input_nodes)
+        node.meta.update(tracked=grad and leads, leads=leads, grad=grad, impure=impure)
         return node
 
     def _bind(self, call: Call, out: Any, node: Node, arguments: set[int]) -> None:
@@ -226,6 +228,7 @@ class Recorder:
         if call.writes and node.meta["tracked"]:
             self._tracked_writes = True  # the graph of what was written, of its base and its views is another now
         if isinstance(out, Tensor):
+            node.meta["shape"] = tuple(out.shape)
             if id(out) not in arguments or id(out) not in self._nodes:
                 self._know(out, node)
         elif isinstance(out, list | tuple):
@@ -373,6 +376,14 @@ class Recorder:
         self.graph.output(tuple(n for n in nodes if n is not None))
         self.graph.erase_node(self._first)
         self._alive, self._inner, self._detached = [], {}, {}
+
+
+    def drop_unused(self) -> None:
+        """Forget captured tensors that no operation is left for."""
+        for _, node in self.captured:
+            if not node.users:
+                self.graph.erase_node(node)
+        self.captured = [(x, node) for x, node in self.captured if node.users]
 
 
 def _state_of_grad(x: Tensor) -> tuple[int, int]:
