@@ -27,8 +27,8 @@ Form = tuple[str, Any]
 
 
 def _slice(given: Any, nodes: Any) -> Any:
-    x, dim, *bounds = (*nodes, None, None, 1)[:5] if len(given) > 1 else (*nodes, 0)
-    if len(bounds) != 3 or dim < 0 or any(type(b) not in (int, NoneType) for b in bounds) or bounds[2] < 1:
+    x, dim, *bounds = (*nodes, *(0, None, None, 1)[len(nodes) - 1 :])
+    if dim < 0 or any(type(b) not in (int, NoneType) for b in bounds):
         return None
     return x, (*(slice(None),) * dim, slice(bounds[0], bounds[1], None if bounds[2] == 1 else bounds[2]))
 

@@ -33,7 +33,10 @@ class Call:
         tape: the operations it ran below, ``(op, args, kwargs, output)``. They take its place when a backward pass
             needs a tensor that only they have seen.
         outputs: the tensors it returned.
+        items: the nodes for those of them that are items of its result.
         writes, draws, reads: what it did besides computing.
+        may_index: it may count the elements that a mask selects: the shape of its result does not depend on them.
+        indexes: it has done so.
     """
 
     node: Node
@@ -42,7 +45,9 @@ class Call:
         """Start a call that has done nothing yet."""
         self.tape: list[tuple[OpOverload, Any, Any, Any]] = []
         self.outputs: list[Tensor] = []
+        self.items: list[Node] = []
         self.writes = self.draws = self.reads = False
+        self.may_index = self.indexes = False
 
 
 class Recorder:
@@ -74,6 +79,7 @@ class Recorder:
         self._nodes: dict[int, Node] = {}
         self._detached: dict[int, Tensor] = {}
         self._inner: dict[int, Call] = {}
+        self._replaced: dict[Node, Node] = {}  # by what a call was taken apart into
         self._made: set[int] = set()  # storages
         self._input_storages: set[int] = set()
         self._alive: list[Any] = []  # ids stay unique while their objects live
@@ -131,8 +137,11 @@ class Recorder:
         """
         if id(x) not in self._nodes and id(x) in self._inner:
             self._expand(self._inner[id(x)])
-        if id(x) in self._nodes:
-            return self._nodes[id(x)]
+        node = self._nodes.get(id(x))
+        if node is not None:
+            while node in self._replaced:
+                node = self._nodes[id(x)] = self._replaced[node]
+            return node
         return self._node_of_detached(x) if id(x) in self._detached else self._capture(x)
 
     def _node_of_detached(self, x: Tensor) -> Node:
@@ -181,10 +190,11 @@ class Recorder:
         """
         call = Call()
         try:
-            nodes, kw_nodes = self._as_node(args), {k: self._as_node(v) for k, v in kwargs.items()}
+            nodes = self._as_nodes(args, kwargs)
         except CaptureError as error:
             self.fail(error)
             return func(*args, **kwargs)
+        call.may_index = func in WRITES_WHERE
         grad = torch.is_grad_enabled()
         before, self._running = self._running, call
         try:
@@ -193,7 +203,7 @@ class Recorder:
             self._running = before
         if self.failure is None:
             try:
-                self._enter(call, func, (args, kwargs), (nodes, kw_nodes), out, grad)
+                self._enter(call, func, (args, kwargs), nodes, out, grad)
             except CaptureError as error:
                 self.fail(error)
         if not expand:
@@ -236,7 +246,13 @@ class Recorder:
                 if next(tensors_of(o), None) is not None:
                     item = self._node("call_function", operator.getitem, (node, i), {}, node.meta["grad"], False)
                     item.meta["tracked"] = node.meta["tracked"]
+                    call.items.append(item)
                     self._bind(call, o, item, arguments)
+
+    def _as_nodes(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        for t in tensors_of((args, kwargs)):
+            self.node_of(t)  # first all of them: one may take apart the call that has made another
+        return tuple(map(self._as_node, args)), {k: self._as_node(v) for k, v in kwargs.items()}
 
     def _as_node(self, a: Any) -> Any:
         """Return an argument as the graph has it."""
@@ -300,7 +316,7 @@ class Recorder:
         if op is aten.lift_fresh.default:  # numbers from Python, in a tensor that may be written to
             op = aten.clone.default
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
-        nodes, kw_nodes = self._as_node(args), {k: self._as_node(v) for k, v in kwargs.items()}
+        nodes, kw_nodes = self._as_nodes(args, kwargs)
         kind, target, nodes = _emit.call_form(op, (args, kwargs), nodes)
         call.node = self._node(kind, target, nodes, kw_nodes, grad, call.writes or call.draws)
         self._bind(call, out, call.node, {id(t) for t in tensors_of((args, kwargs))})
@@ -312,8 +328,10 @@ class Recorder:
                 self._inner.pop(id(t), None)
         if not hasattr(call, "node"):
             return
-        items = [n for n in call.node.users if n.target is operator.getitem]
-        replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in (call.node, *items)}
+        if call.indexes:
+            raise self.refusal(f"a derivative needs the places where a mask of {_emit.name_of(call.node.target)} is true")
+        own = (call.node, *call.items)
+        replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in own}
         with self.graph.inserting_before(call.node):
             for op, args, kwargs, out in call.tape:
                 one = Call()
@@ -325,7 +343,8 @@ class Recorder:
                     if node is not None:
                         self._nodes[id(t)] = node
                         replaced[id(t)].replace_all_uses_with(node)
-        for node in (*items, call.node):
+                        self._replaced[replaced[id(t)]] = node
+        for node in reversed(own):
             if node.users:
                 raise self.refusal(f"a derivative needs what {_emit.name_of(call.node.target)} computes inside")
             self.graph.erase_node(node)
@@ -335,7 +354,9 @@ class Recorder:
         call.reads = call.reads or op in READS
         call.writes = call.writes or op._schema.is_mutable
         if torch.Tag.dynamic_output_shape in op.tags and (op is not aten.index.Tensor or _has_mask(args[1])):
-            self.fail(self.refusal(f"the shape of the result of {op} depends on values"))
+            call.indexes = True
+            if not call.may_index:
+                self.fail(self.refusal(f"the shape of the result of {op} depends on values"))
         if RANDOM in op.tags:
             call.draws = True
             for generator in generators(args):
@@ -353,7 +374,7 @@ class Recorder:
         """Run and record a call that reads or sets the state of a generator."""
         generator = args[0]
         self._states.setdefault(generator, generator.get_state())
-        nodes = self._as_node(args)
+        nodes, _ = self._as_nodes(args, {})
         out = func(*args)
         self._states[generator] = generator.get_state()
         node = self._node("call_function", func, nodes, {}, False, True)
@@ -372,8 +393,8 @@ class Recorder:
         for x, *state in self._grads:
             if list(_state_of_grad(x)) != state:
                 raise self.refusal(f"the function accumulates into the .grad of a tensor of shape {tuple(x.shape)}")
-        nodes = [self.node_of(o) if isinstance(o, Tensor) else None for o in outputs]
-        self.graph.output(tuple(n for n in nodes if n is not None))
+        nodes, _ = self._as_nodes([o for o in outputs if isinstance(o, Tensor)], {})
+        self.graph.output(nodes)
         self.graph.erase_node(self._first)
         self._alive, self._inner, self._detached = [], {}, {}
 
@@ -422,5 +443,10 @@ READS = {aten._local_scalar_dense.default, aten.item.default, aten.equal.default
 
 # These take a tensor for a number, and the shape of the result does not depend on it.
 READS_A_NUMBER = {Tensor.__getitem__, Tensor.__setitem__, Tensor.fill_, torch.full, torch.full_like, Tensor.new_full}
+
+WRITES_WHERE = {
+    Tensor.__setitem__, torch.index_put, Tensor.index_put, Tensor.index_put_, aten.index_put.default,
+    aten.index_put_.default, aten._index_put_impl_.default, aten._unsafe_index_put.default,
+}  # fmt: skip
 
 DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
