@@ -9,7 +9,9 @@ is recorded at the highest level at which it can be seen.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -84,7 +86,7 @@ class Recorder:
         self._input_storages: set[int] = set()
         self._alive: list[Any] = []  # ids stay unique while their objects live
         self._grads: list[tuple[Tensor, Any, int]] = []
-        self._states: dict[torch.Generator, Tensor] = {}
+        self._states = {torch.default_generator: torch.default_generator.get_state()}
         self._tracked_writes = False
         self._first = self._node("call_function", print, (), {}, False, False)  # placeholders go before it
 
@@ -175,6 +177,8 @@ class Recorder:
 
     def fail(self, error: CaptureError) -> None:
         """Stop recording: raise, or remember why and let the run go on."""
+        if _is_shown():
+            return
         self.failure = self.failure or error
         if self.strict:
             raise error
@@ -405,6 +409,16 @@ class Recorder:
             if not node.users:
                 self.graph.erase_node(node)
         self.captured = [(x, node) for x, node in self.captured if node.users]
+
+
+def _is_shown() -> bool:
+    """Tell whether values are read only to be printed."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._tensor_str":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _state_of_grad(x: Tensor) -> tuple[int, int]:
