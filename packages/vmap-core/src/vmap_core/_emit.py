@@ -64,7 +64,7 @@ def call_form(func: Any, given: Any, nodes: Any) -> tuple[str, Any, Any]:
         return "call_function", _OPERATORS[func], nodes
     if isinstance(func, MethodWrapperType):  # the getter of a property
         return "call_function", getattr, (*nodes, func.__self__.__name__)  # type: ignore[attr-defined]
-    if isinstance(func, MethodDescriptorType | WrapperDescriptorType):
+    if isinstance(func, MethodDescriptorType | WrapperDescriptorType) or func is vars(Tensor).get(name_of(func)):
         return "call_method", func.__name__, nodes
     return "call_function", func, nodes
 

@@ -36,6 +36,7 @@ class Call:
             needs a tensor that only they have seen.
         outputs: the tensors it returned.
         items: the nodes for those of them that are items of its result.
+        made, written: storages that it made, and that it wrote to.
         writes, draws, reads: what it did besides computing.
         may_index: it may count the elements that a mask selects: the shape of its result does not depend on them.
         indexes: it has done so.
@@ -48,6 +49,8 @@ class Call:
         self.tape: list[tuple[OpOverload, Any, Any, Any]] = []
         self.outputs: list[Tensor] = []
         self.items: list[Node] = []
+        self.made: set[int] = set()
+        self.written: set[int] = set()
         self.writes = self.draws = self.reads = False
         self.may_index = self.indexes = False
 
@@ -208,13 +211,13 @@ class Recorder:
         if self.failure is None:
             try:
                 self._enter(call, func, (args, kwargs), nodes, out, grad)
+                for *_, made in call.tape if expand else ():
+                    for t in tensors_of(made):
+                        self._inner.setdefault(id(t), call)
+                if call.written - call.made - {storage_of(t) for t in tensors_of((args, kwargs))}:
+                    self._expand(call)  # it writes to the tangent of an argument too
             except CaptureError as error:
                 self.fail(error)
-        if not expand:
-            call.tape = []
-        for *_, made in call.tape:
-            for t in tensors_of(made):
-                self._inner.setdefault(id(t), call)
         return out
 
     def _enter(self, call: Call, func: Any, given: Any, nodes: Any, out: Any, grad: bool) -> None:
@@ -304,8 +307,11 @@ class Recorder:
             self._detached[id(out)] = args[0]
             return out
         given = list(tensors_of((args, kwargs)))
-        self._made.update({storage_of(t) for t in tensors_of(out)} - {storage_of(t) for t in given})
+        made = {storage_of(t) for t in tensors_of(out)} - {storage_of(t) for t in given}
+        self._made |= made
         if before is not None:
+            call.made |= made
+            call.written.update(map(storage_of, _written(op, args, kwargs)))
             call.tape.append((op, args, kwargs, out))
             return out
         try:
@@ -329,10 +335,11 @@ class Recorder:
         """Put the operations that a call ran in the place of its node."""
         for *_, made in call.tape:
             for t in tensors_of(made):
-                self._inner.pop(id(t), None)
+                if self._inner.get(id(t)) is call:
+                    del self._inner[id(t)]
         if not hasattr(call, "node"):
             return
-        if call.indexes:
+        if call.indexes or not call.tape:
             raise self.refusal(f"a derivative needs the places where a mask of {_emit.name_of(call.node.target)} is true")
         own = (call.node, *call.items)
         replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in own}
@@ -409,6 +416,14 @@ class Recorder:
             if not node.users:
                 self.graph.erase_node(node)
         self.captured = [(x, node) for x, node in self.captured if node.users]
+
+
+def _written(op: OpOverload, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Iterate over the tensors that an operation writes to."""
+    if op._schema.is_mutable:
+        for i, a in enumerate(op._schema.arguments):
+            if a.alias_info is not None and a.alias_info.is_write:
+                yield from tensors_of(args[i] if i < len(args) else kwargs.get(a.name))
 
 
 def _is_shown() -> bool:

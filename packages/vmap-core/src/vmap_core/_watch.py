@@ -38,7 +38,7 @@ class Calls(TorchFunctionMode):
         handle = _HANDLERS.get(func)
         if handle is not None:
             return handle(recorder, func, args, kwargs)
-        if type(func) is not FunctionType:
+        if type(func) is not FunctionType or func in _OVER_NATIVE:
             return recorder.run(func, args, kwargs)
         push_mode(self)  # a function in Python: what it calls is recorded
         try:
@@ -208,6 +208,11 @@ def _dual(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 _any: Any = Tensor
+
+# Methods in Python over one of the same name in C++, which comes here under the name of the first.
+_OVER_NATIVE = {
+    f for name, f in vars(Tensor).items() if type(f) is FunctionType and hasattr(torch._C.TensorBase, name)
+}
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((_any.__repr__, _any.__format__, _any.__str__, _any.__hash__), _show),
     **dict.fromkeys(
