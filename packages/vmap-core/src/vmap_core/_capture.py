@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
+from ._dynamo import graph_break
 from ._errors import CaptureError, function_name
 from ._level import current_levels
 from ._program import Program
@@ -20,6 +21,7 @@ from ._watch import Calls, Kernels
 __all__ = ["capture"]
 
 
+@graph_break
 def capture(vmapped: Callable[..., Any], *example_args: Any, **example_kwargs: Any) -> Program:
     """Run a function once and return the physical operations it made as a program.
 

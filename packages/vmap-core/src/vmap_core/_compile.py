@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from . import _tree
 from ._capture import record
+from ._dynamo import graph_break
 from ._errors import CaptureError, CaptureWarning, function_name
 from ._level import current_levels
 from ._program import Program, ambient, traits
@@ -34,6 +35,7 @@ class CacheInfo(NamedTuple):
     uncaptured: int
 
 
+@graph_break
 def compile(
     vmapped: Callable[..., Any],
     backend: str | Callable[..., Any] = "eager",
@@ -84,7 +86,7 @@ def compile(
 
     compiled.cache_info = cache.info  # type: ignore[attr-defined]
     compiled.cache_clear = cache.clear  # type: ignore[attr-defined]
-    return compiled
+    return graph_break(compiled)
 
 
 class _Cache:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
 from . import _tree
+from ._dynamo import graph_break
 from ._errors import CaptureError
 from ._record import Recorder
 from ._tensor import BatchedTensor
@@ -81,6 +82,7 @@ class Program:
         """Tell whether the captured tensors are still of the kind that was captured."""
         return [_captured_traits(x) for x in self.captured] == self._captured_traits
 
+    @graph_break
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay.
 
