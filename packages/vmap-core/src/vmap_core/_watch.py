@@ -35,6 +35,13 @@ class Calls(TorchFunctionMode):
         recorder, kwargs = self.recorder, kwargs or {}
         if recorder.failure is not None or recorder.paused:
             return func(*args, **kwargs)
+        if any(type(t) is LoweredTensor for t in tensors_of((args, kwargs))):
+            push_mode(self)  # what it answers is recorded
+            try:
+                with torch._C.DisableTorchFunction():
+                    return func(*args, **kwargs)
+            finally:
+                pop_mode()
         handle = _HANDLERS.get(func)
         if handle is not None:
             return handle(recorder, func, args, kwargs)
