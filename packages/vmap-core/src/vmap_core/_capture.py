@@ -93,7 +93,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
         return recorder.failure, out
     simplify(recorder.graph, torch.is_grad_enabled())
     recorder.drop_unused()
-    flat = not kwargs and all(not isinstance(a, list | tuple | dict) for a in args) and len(leaves) == len(args)
+    flat = not kwargs and all(child is None for child in spec[2][0][2])  # type: ignore[index]
     return Program(recorder, function_name(func), None if flat else spec, out_spec, out_leaves), out
 
 

@@ -80,8 +80,9 @@ def compile(
     @functools.wraps(vmapped)
     def compiled(*args: Any, **kwargs: Any) -> Any:
         cache.calls += 1
-        if not kwargs and len(args) == cache.count:
-            return cache.latest(*args)
+        count, replay = cache.latest
+        if len(args) == count and not kwargs:
+            return replay(*args)
         return cache.call(args, kwargs)
 
     compiled.cache_info = cache.info  # type: ignore[attr-defined]
@@ -94,11 +95,11 @@ class _Cache:
 
     Attributes:
         calls: number of calls so far.
-        latest: the replay of the program used last, if it takes its arguments as they come; it checks them itself.
-        count: the number of its arguments, -1 without one.
+        latest: the number of arguments and the replay, which checks them, of the program used last; -1 if it does not
+            take its arguments as they come.
     """
 
-    latest: Callable[..., Any]
+    latest: tuple[int, Callable[..., Any]]
 
     def __init__(self, func: Callable[..., Any], backend: Any, size: int, strict: bool) -> None:
         self.func, self.backend, self.size, self.strict = func, backend, size, strict
@@ -108,7 +109,7 @@ class _Cache:
     def clear(self) -> None:
         """Forget all programs."""
         self.calls = self.misses = 0
-        self.count = -1
+        self.latest = -1, self.func
         self.entries: OrderedDict[Any, tuple[Program, Callable[..., Any]] | None] = OrderedDict()
 
     def info(self) -> CacheInfo:
@@ -150,8 +151,7 @@ class _Cache:
 
     def use(self, program: Program, replay: Callable[..., Any]) -> None:
         """Let a program answer the next call first."""
-        self.count = len(program.leaves) if program.flat else -1
-        self.latest = replay
+        self.latest = len(program.leaves) if program.flat else -1, replay
 
     def missed(self, program: Program) -> Callable[..., Any]:
         """Return what a program calls for arguments that are not of its kind."""

@@ -17,17 +17,13 @@ def simplify(graph: Graph, grad: bool) -> None:
         grad: the grad mode it starts and ends in.
     """
     tracks = any(n.op == "placeholder" and n.meta["tracked"] for n in graph.nodes)
-    for node in list(graph.nodes):
-        if node.op.startswith("call"):
-            _merge_alias(node, tracks)
-            _keep_dim(node)
-            _unpack_dim(node)
-    seen: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.target is getattr:
-            first = seen.setdefault(node.args, node)
-            if first is not node and _may_merge(node, first):
-                node.replace_all_uses_with(first)
+    if not any(n.target in _CHANGE_METADATA for n in graph.nodes):
+        seen: dict[Any, Node] = {}
+        for node in list(graph.nodes):
+            if node.op.startswith("call"):
+                _merge_alias(node, tracks, seen)
+                _keep_dim(node)
+                _unpack_dim(node)
     for node in reversed(list(graph.nodes)):
         if node.op in ("call_function", "call_method", "get_attr") and not node.users and not node.meta["impure"]:
             graph.erase_node(node)
@@ -36,22 +32,18 @@ def simplify(graph: Graph, grad: bool) -> None:
     graph.lint()
 
 
-def _merge_alias(node: Node, tracks: bool) -> None:
-    """Use the source where an alias is the same to all."""
+def _merge_alias(node: Node, tracks: bool, seen: dict[Any, Node]) -> None:
+    """Use an alias' source, or the same view made before, where nobody sees that it is another object."""
     leaves_no_graph = node.target in ("detach", torch.detach) and not tracks
     moves_nothing = node.target == "movedim" and node.args[1] == node.args[2]
     if leaves_no_graph or moves_nothing:
-        source = node.args[0]
-        assert isinstance(source, Node)
-        if _may_merge(node, source):
-            node.replace_all_uses_with(source)
-
-
-def _may_merge(alias: Node, source: Node) -> bool:
-    """Tell whether nobody sees that an alias is another object than its source."""
-    if any(user.target in _CHANGE_METADATA for user in (*alias.users, *source.users)):
-        return False
-    return all(user.op != "output" for user in alias.users)
+        source: Any = node.args[0]
+    elif node.target is getattr:
+        source = seen.setdefault((node.args, node.meta["grad"]), node)
+    else:
+        return
+    if source is not node and all(user.op != "output" for user in node.users):
+        node.replace_all_uses_with(source)
 
 
 # Methods that give a tensor another shape, or another graph, in place.

@@ -18,6 +18,7 @@ from torch._C import _len_torch_function_stack
 from torch.autograd import Function
 
 from ._tensor import BatchedTensor
+from ._watch import current
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def product(op: Product, x: Any, weight: Any, bias: Any, *options: Any) -> Any:
     if (
         torch._C._are_functorch_transforms_active()
         or any(type(a) is BatchedTensor for a in args)
-        or _len_torch_function_stack()
+        or (_len_torch_function_stack() and current() is not None)  # a program is captured
     ):
         return _Unexpanded.apply(*args)
     return super(Function, _Unexpanded).apply(*args)  # type: ignore[misc]  # the C++ call, without torch.func's detours
