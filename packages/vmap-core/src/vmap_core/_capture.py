@@ -93,8 +93,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
         return recorder.failure, out
     simplify(recorder.graph, torch.is_grad_enabled())
     recorder.drop_unused()
-    flat = not kwargs and all(child is None for child in spec[2][0][2])  # type: ignore[index]
-    return Program(recorder, function_name(func), None if flat else spec, out_spec, out_leaves), out
+    return Program(recorder, function_name(func), spec, out_spec, out_leaves), out
 
 
 def _names(func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> list[str]:

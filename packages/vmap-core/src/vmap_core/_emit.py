@@ -59,7 +59,7 @@ def call_form(func: Any, given: Any, nodes: Any) -> tuple[str, Any, Any]:
     if isinstance(func, OpOverload):
         spell = _SPELLED.get(func)
         spelled = None if spell is None or given[1] else spell(given[0], nodes)
-        return (*form(func, *given), nodes) if spelled is None else ("call_function", operator.getitem, spelled)
+        return (*form(func, given[0], given_kwargs(func, given[1])), nodes) if spelled is None else ("call_function", operator.getitem, spelled)
     if func in _OPERATORS:
         return "call_function", _OPERATORS[func], nodes
     if isinstance(func, MethodWrapperType):  # the getter of a property
@@ -67,6 +67,14 @@ def call_form(func: Any, given: Any, nodes: Any) -> tuple[str, Any, Any]:
     if isinstance(func, MethodDescriptorType | WrapperDescriptorType) or func is vars(Tensor).get(name_of(func)):
         return "call_method", func.__name__, nodes
     return "call_function", func, nodes
+
+
+def given_kwargs(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments without those an overload takes as None by default, which bindings need not know."""
+    if not isinstance(func, OpOverload):
+        return kwargs
+    defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+    return {k: v for k, v in kwargs.items() if v is not None or defaults.get(k, v) is not None}
 
 
 def name_of(func: Any) -> str:
@@ -113,6 +121,8 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
+_BINDINGS = (torch._C._nn, torch._C._linalg, torch._C._special, torch._C._fft)
+
 # A number as the other operand becomes a tensor first; so it does in Python's binding.
 _AS_TENSOR = {getattr(torch.ops.aten, name).Scalar: getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
 
@@ -155,7 +165,8 @@ def _candidates(op: OpOverload, args: tuple[Any, ...]) -> list[Form]:
         found.append(("call_function", binding))
     if args and isinstance(args[0], Tensor) and callable(getattr(Tensor, name, None)):
         found.append(("call_method", name))
-    binding = getattr(torch._C._nn, name, None)
-    if binding is not None:
-        found.append(("call_function", binding))
+    for module in _BINDINGS:
+        binding = getattr(module, name, None)
+        if binding is not None:
+            found.append(("call_function", binding))
     return found

@@ -57,8 +57,9 @@ class Program:
         self.check = _fast_check([x for x in recorder.inputs if isinstance(x, Tensor)])
         self.tensor_names = [f"x{i}" for i, x in enumerate(recorder.inputs) if isinstance(x, Tensor)]
         self.leaves = [None if isinstance(x, Tensor) else x for x in recorder.inputs]  # alive, as their ids are known
-        self.flat = spec is None
-        self._spec = spec
+        self.spec = spec
+        args_spec, kwargs_spec = spec[2]
+        self.flat = not kwargs_spec[2] and all(child is None for child in args_spec[2])  # the leaves are the arguments
         self._traits = [traits(x) for x in recorder.inputs]
         self._ambient = ambient()
         self._captured_traits = [_captured_traits(x) for x in self.captured]
@@ -94,7 +95,7 @@ class Program:
                 return self._replay(*args)
             raise CaptureError(f"vmap: the program of {self.name} takes {len(self.leaves)} positional arguments.")
         leaves: list[Any] = []
-        if _tree.flatten((args, kwargs), leaves) != self._spec:
+        if _tree.flatten((args, kwargs), leaves) != self.spec:
             raise CaptureError(
                 f"vmap: the arguments have another structure than those that the program of {self.name} was captured "
                 f"with. Instead: capture again, or use vmap_core.compile."

@@ -59,7 +59,8 @@ class Recorder:
     """What is known of a run.
 
     A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
-    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``like``, the tensor of a placeholder.
+    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``shape``, ``dtype`` and ``stride`` of a tensor; ``like``, the value of
+    a placeholder.
 
     Attributes:
         graph: the graph so far.
@@ -116,7 +117,7 @@ class Recorder:
         tracked = isinstance(value, Tensor) and value.requires_grad
         node.meta.update(tracked=tracked, grad=True, impure=False, like=value)
         if isinstance(value, Tensor):
-            node.meta["shape"] = tuple(value.shape)
+            node.meta.update(_layout(value))
         if tracked and value.is_leaf:
             self._grads.append((value, *_state_of_grad(value)))
         return node
@@ -228,6 +229,7 @@ class Recorder:
         if not (call.outputs or call.writes or call.draws):
             return  # about shapes and the like, which are the same for all calls of the program
         kind, target, args = _emit.call_form(func, given, args)
+        kwargs = _emit.given_kwargs(func, kwargs)
         impure = call.writes or call.draws
         call.node = self._node(kind, target, args, kwargs, grad, impure)
         if func in DETACHES:
@@ -245,7 +247,7 @@ class Recorder:
         if call.writes and node.meta["tracked"]:
             self._tracked_writes = True  # the graph of what was written, of its base and its views is another now
         if isinstance(out, Tensor):
-            node.meta["shape"] = tuple(out.shape)
+            node.meta.update(_layout(out))
             if id(out) not in arguments or id(out) not in self._nodes:
                 self._know(out, node)
         elif isinstance(out, list | tuple):
@@ -325,7 +327,7 @@ class Recorder:
             raise self.refusal(f"{op} reads the value of a tensor")
         if op is aten.lift_fresh.default:  # numbers from Python, in a tensor that may be written to
             op = aten.clone.default
-        kwargs = {k: v for k, v in kwargs.items() if v is not None}
+        kwargs = _emit.given_kwargs(op, kwargs)
         nodes, kw_nodes = self._as_nodes(args, kwargs)
         kind, target, nodes = _emit.call_form(op, (args, kwargs), nodes)
         call.node = self._node(kind, target, nodes, kw_nodes, grad, call.writes or call.draws)
@@ -434,6 +436,10 @@ def _is_shown() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _layout(x: Tensor) -> dict[str, Any]:
+    return {"shape": tuple(x.shape), "dtype": x.dtype, "stride": x.stride() if x.layout is torch.strided else None}
 
 
 def _state_of_grad(x: Tensor) -> tuple[int, int]:

@@ -17,11 +17,14 @@ def simplify(graph: Graph, grad: bool) -> None:
         grad: the grad mode it starts and ends in.
     """
     tracks = any(n.op == "placeholder" and n.meta["tracked"] for n in graph.nodes)
+    merges = not tracks and not any(n.meta.get("impure") for n in graph.nodes)  # no graph, no writes: values are all
     if not any(n.target in _CHANGE_METADATA for n in graph.nodes):
         seen: dict[Any, Node] = {}
         for node in list(graph.nodes):
             if node.op.startswith("call"):
                 _merge_alias(node, tracks, seen)
+                if merges:
+                    _drop_identity(node)
                 _keep_dim(node)
                 _unpack_dim(node)
     for node in reversed(list(graph.nodes)):
@@ -45,6 +48,33 @@ def _merge_alias(node: Node, tracks: bool, seen: dict[Any, Node]) -> None:
     if source is not node and all(user.op != "output" for user in node.users):
         node.replace_all_uses_with(source)
 
+
+def _drop_identity(node: Node) -> None:
+    """Use the argument of an operation that gives its value again: what formulas of derivatives are full of."""
+    args = node.args
+    if not args or not isinstance(args[0], Node):
+        return
+    source = args[0]
+    if node.target in _VIEWS and _is_ones(source):
+        node.meta["ones"] = True
+    same: Any = None
+    if node.target == "view_as" or (node.target is torch.pow and args[1] == 1):
+        same = source
+    elif node.target == "select" and args[1:] == (0, 0) and source.target == "expand":
+        same = source.args[0]  # one of equal rows
+    elif node.target in (torch.mul, "mul") and isinstance(args[1], Node):
+        same = args[1] if _is_ones(source) else source if _is_ones(args[1]) else None
+    if not isinstance(same, Node) or any(user.op == "output" for user in node.users):
+        return
+    if all(same.meta.get(k) == node.meta[k] for k in ("shape", "dtype", "stride")):
+        node.replace_all_uses_with(same)
+
+
+def _is_ones(node: Node) -> bool:
+    return node.target in (torch.ones, torch.ones_like) or "ones" in node.meta
+
+
+_VIEWS = {torch.unsqueeze, torch.squeeze, torch.transpose, "unsqueeze", "squeeze", "expand", "view", "reshape", "transpose"}
 
 # Methods that give a tensor another shape, or another graph, in place.
 _CHANGE_METADATA = {
