@@ -30,9 +30,13 @@ WORST = ("differs", "error", "fallback", "clean", "skip")
 
 
 def implementation(name: str) -> Any:
-    """Return the vmap to test: ours, or the peer."""
+    """Return the vmap to test: ours, the peer, or ours replayed."""
     if name == "torch":
         return torch.vmap
+    if name == "captured":
+        from .captured import captured_vmap
+
+        return captured_vmap
     import vmap_core
 
     return vmap_core.vmap
@@ -207,7 +211,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
 def main() -> None:
     """Run the sweep and print its summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--impl", default="vmap_core", choices=["vmap_core", "torch"])
+    parser.add_argument("--impl", default="vmap_core", choices=["vmap_core", "torch", "captured"])
     parser.add_argument("--ops", default="", help="regular expression on names, for example '^roll$'")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--samples", type=int, default=0, help="samples of each entry (default 0: all)")

@@ -1,7 +1,11 @@
 """vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
 
 from . import _dispatch as _dispatch  # first: the modules below it import each other through it
+from ._capture import capture
+from ._compile import compile
 from ._errors import (
+    CaptureError,
+    CaptureWarning,
     DataDependentError,
     EscapedTensorError,
     FallbackError,
@@ -15,18 +19,24 @@ from ._errors import (
 from ._fallback import fallback_policy, set_fallback_policy
 from ._interop import install as _install_guards
 from ._packs import packs, use_packs
+from ._program import Program
 from ._transform import vmap
 
 __all__ = [
+    "CaptureError",
+    "CaptureWarning",
     "DataDependentError",
     "EscapedTensorError",
     "FallbackError",
     "FallbackWarning",
     "InplaceError",
     "PackConflictError",
+    "Program",
     "RandomnessError",
     "UnsupportedError",
     "VmapError",
+    "capture",
+    "compile",
     "fallback_policy",
     "packs",
     "set_fallback_policy",

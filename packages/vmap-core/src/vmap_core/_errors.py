@@ -34,6 +34,10 @@ class ComplexGraphError(UnsupportedError):
     """A graph of complex operations would be recorded from lowered tensors; their callers then take sample by sample."""
 
 
+class CaptureError(VmapError):
+    """A program cannot be captured without baking in something that another call may see differently."""
+
+
 class FallbackError(VmapError):
     """An operation would run in the slow loop while the fallback policy is ``"error"``."""
 
@@ -53,6 +57,10 @@ class FallbackWarning(UserWarning):
         """Keep the operator beside the message."""
         super().__init__(message)
         self.op = op
+
+
+class CaptureWarning(UserWarning):
+    """A compiled function cannot be captured, and runs as it is."""
 
 
 # Modules whose frames are never "the user's code"; packs add their own name when they register.

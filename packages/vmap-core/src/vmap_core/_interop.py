@@ -22,7 +22,7 @@ import torch._functorch.predispatch
 from torch._C import _len_torch_function_stack
 from torch._functorch import apis
 
-from . import _dispatch
+from . import _dispatch, _watch
 from ._errors import EscapedTensorError, UnsupportedError, user_location
 from ._level import Level, current_levels, pop_level, push_level
 from ._tensor import BatchedTensor
@@ -99,6 +99,9 @@ def _guard_apply() -> None:
             return native(cls, *args, **kwargs)
         levels = current_levels()
         if not levels:
+            recorder = _watch.current()
+            if recorder is not None:
+                return _watch.apply_function(recorder, native, cls, args, kwargs)
             return native(cls, *args, **kwargs)
         with _below(levels[-1]) as level:
             if level.table.rule(function.apply) is not None:

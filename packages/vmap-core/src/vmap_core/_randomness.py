@@ -71,10 +71,24 @@ def _has_device(a: Any) -> bool:
 @contextlib.contextmanager
 def rewinding(args: Any) -> Iterator[Callable[[], None]]:
     """Yield a function that takes the generators of a call back to where they stood before it."""
-    states = [(g, g.get_state()) for g in generators(args)]
+    from ._watch import current
+
+    recorder = current()
+    call = (lambda func, *args: func(*args)) if recorder is None else recorder.generator_call
+    states = [(g, call(generator_state, g)) for g in generators(args)]
 
     def rewind() -> None:
         for generator, state in states:
-            generator.set_state(state)
+            call(set_generator_state, generator, state)
 
     yield rewind
+
+
+def generator_state(generator: torch.Generator) -> torch.Tensor:
+    """Return a generator's state."""
+    return generator.get_state()
+
+
+def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Set a generator's state."""
+    generator.set_state(state)

@@ -75,7 +75,10 @@ def unsupported(x: BatchedTensor, what: str, instead: str) -> UnsupportedError:
 
 def describe(x: BatchedTensor) -> str:
     """Return the repr: level, batch dim, then the physical value, indented by level."""
-    body = _dispatch.physically(repr, x._value)
+    from ._watch import unrecorded
+
+    with unrecorded():
+        body = _dispatch.physically(repr, x._value)
     body = "\n".join("    " + line for line in body.splitlines())
     dead = "" if x._level.active else " (dead: its vmap has returned)"
     return f"BatchedTensor(vmap of {x._level.name!r}{dead}, bdim={x._bdim}, value=\n{body}\n)"

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 from . import _tree
 from ._chunking import run_in_chunks
 from ._dispatch import escaped
+from ._dynamo import graph_break
 from ._errors import function_name
 from ._level import Level, Randomness, pop_level, push_level
 from ._packs import current_table
@@ -27,6 +28,7 @@ from ._tensor import BatchedTensor
 __all__ = ["vmap"]
 
 
+@graph_break
 def vmap(
     func: Callable[..., Any],
     in_dims: Any = 0,
@@ -98,7 +100,7 @@ def vmap(
                 return _run(func, level, inputs, kwargs, out_dims)
         return _general(func, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs)
 
-    return wrapped
+    return graph_break(wrapped)
 
 
 def _common_size(args: tuple[Any, ...], dims: Iterable[int | None]) -> int | None:

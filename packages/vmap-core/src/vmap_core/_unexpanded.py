@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_function_stack
 from torch.autograd import Function
 
 from ._tensor import BatchedTensor
+from ._watch import current
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def product(op: Product, x: Any, weight: Any, bias: Any, *options: Any) -> Any:
     if not torch.is_grad_enabled() or not (weight.requires_grad or (bias is not None and bias.requires_grad)):
         return op.forward(x, _one(weight), _one(bias), *options)
     args = (op, options, x, weight, bias)
-    if torch._C._are_functorch_transforms_active() or any(type(a) is BatchedTensor for a in args):
+    if (
+        torch._C._are_functorch_transforms_active()
+        or any(type(a) is BatchedTensor for a in args)
+        or (_len_torch_function_stack() and current() is not None)  # a program is captured
+    ):
         return _Unexpanded.apply(*args)
     return super(Function, _Unexpanded).apply(*args)  # type: ignore[misc]  # the C++ call, without torch.func's detours
 

@@ -43,6 +43,8 @@ def apply(info: Level, cls: Any, *args: Any, **kwargs: Any) -> Any:
 class _Physical(Function):
     """What autograd records for one call: everything is in the `FunctionCall`, its first argument."""
 
+    holds_a_call = True  # a program cannot make the call again
+
     @staticmethod
     def forward(call: FunctionCall, *values: Any) -> tuple[Any, ...]:
         """Run the class's forward."""

@@ -1,0 +1,487 @@
+"""Recording the physical operations of one run as a straight-line fx graph.
+
+Two modes watch a run, outside all levels (see `_watch`). One sees the calls that rules make, as Python makes them, and
+each is recorded as one node. The other sees ATen's operations below; what does not come from a recorded call (the
+formulas of a backward pass, views inside a composite operator) is recorded there. So nothing escapes, and each thing
+is recorded at the highest level at which it can be seen.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+
+from . import _emit
+from ._errors import CaptureError, user_location
+from ._randomness import TAG as RANDOM
+from ._randomness import generators
+
+aten = torch.ops.aten
+
+
+class Call:
+    """One recorded call, or one that runs.
+
+    Attributes:
+        node: its node in the graph.
+        tape: the operations it ran below, ``(op, args, kwargs, output)``. They take its place when a backward pass
+            needs a tensor that only they have seen.
+        outputs: the tensors it returned.
+        items: the nodes for those of them that are items of its result.
+        made, written: storages that it made, and that it wrote to.
+        writes, draws, reads: what it did besides computing.
+        may_index: it may count the elements that a mask selects: the shape of its result does not depend on them.
+        indexes: it has done so.
+    """
+
+    node: Node
+
+    def __init__(self) -> None:
+        """Start a call that has done nothing yet."""
+        self.tape: list[tuple[OpOverload, Any, Any, Any]] = []
+        self.outputs: list[Tensor] = []
+        self.items: list[Node] = []
+        self.made: set[int] = set()
+        self.written: set[int] = set()
+        self.writes = self.draws = self.reads = False
+        self.may_index = self.indexes = False
+
+
+class Recorder:
+    """What is known of a run.
+
+    A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
+    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``shape``, ``dtype`` and ``stride`` of a tensor; ``like``, the value of
+    a placeholder.
+
+    Attributes:
+        graph: the graph so far.
+        strict: raise where something cannot be captured; else go on with the run, unrecorded.
+        failure: why the run could not be captured, if it could not.
+        paused: whether what runs is of no interest (it is shown to a reader).
+        inputs: the leaves of the arguments.
+        captured: tensors from outside, with their placeholders.
+        constants: further objects from outside, by the name that the graph has for them.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        """Start with an empty graph."""
+        self.graph = Graph()
+        self.strict = strict
+        self.failure: CaptureError | None = None
+        self.paused = False
+        self.inputs: list[Any] = []
+        self.captured: list[tuple[Tensor, Node]] = []
+        self.constants: dict[str, Any] = {}
+        self._running: Call | None = None
+        self._nodes: dict[int, Node] = {}
+        self._detached: dict[int, Tensor] = {}
+        self._inner: dict[int, Call] = {}
+        self._replaced: dict[Node, Node] = {}  # by what a call was taken apart into
+        self._made: set[int] = set()  # storages
+        self._input_storages: set[int] = set()
+        self._alive: list[Any] = []  # ids stay unique while their objects live
+        self._grads: list[tuple[Tensor, Any, int]] = []
+        self._states = {torch.default_generator: torch.default_generator.get_state()}
+        self._tracked_writes = False
+        self._first = self._node("call_function", print, (), {}, False, False)  # placeholders go before it
+
+    # tensors
+
+    def add_input(self, leaf: Any, name: str) -> Any:
+        """Make a placeholder for a leaf of the arguments, and return what the function is to get for it.
+
+        That is an alias, so that the same tensor captured by the function is told apart.
+        """
+        self.inputs.append(leaf)
+        node = self._placeholder(name, leaf)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        self._input_storages.add(storage_of(leaf))
+        with torch.enable_grad():
+            alias = leaf.view_as(leaf)
+        self._know(alias, node)
+        return alias
+
+    def _placeholder(self, name: str, value: Any) -> Node:
+        with self.graph.inserting_before(self._first):
+            node = self.graph.placeholder(name)
+        tracked = isinstance(value, Tensor) and value.requires_grad
+        node.meta.update(tracked=tracked, grad=True, impure=False, like=value)
+        if isinstance(value, Tensor):
+            node.meta.update(_layout(value))
+        if tracked and value.is_leaf:
+            self._grads.append((value, *_state_of_grad(value)))
+        return node
+
+    def _know(self, x: Tensor, node: Node) -> None:
+        self._nodes[id(x)] = node
+        self._alive.append(x)
+
+    def is_outside(self, x: Any) -> bool:
+        """Tell whether a tensor is an input or comes from outside the function."""
+        node = self._nodes.get(id(x))
+        return node.op == "placeholder" if node is not None else id(x) not in self._detached and id(x) not in self._inner
+
+    def same_value(self, x: Any, of: Any) -> None:
+        """Say that a tensor has the value of another one."""
+        self._know(x, self.node_of(of))
+
+    def node_of(self, x: Tensor) -> Node:
+        """Return the node whose value a tensor is.
+
+        Raises:
+            CaptureError: it was made during the run in a way that cannot be recorded.
+        """
+        if id(x) not in self._nodes and id(x) in self._inner:
+            self._expand(self._inner[id(x)])
+        node = self._nodes.get(id(x))
+        if node is not None:
+            while node in self._replaced:
+                node = self._nodes[id(x)] = self._replaced[node]
+            return node
+        return self._node_of_detached(x) if id(x) in self._detached else self._capture(x)
+
+    def _node_of_detached(self, x: Tensor) -> Node:
+        """An alias: autograd makes one to save an output, and one, with the graph on it again, to give it back."""
+        source = x
+        while id(source) in self._detached and id(source) not in self._nodes:
+            source = self._detached[id(source)]
+        node = self.node_of(source)
+        if node.meta["tracked"] and not x.requires_grad:
+            node = self._node("call_method", "detach", (node,), {}, False, False)
+        self._know(x, node)
+        return node
+
+    def _capture(self, x: Tensor) -> Node:
+        storage = storage_of(x)
+        made = storage in self._made or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if storage in self._input_storages and type(x) is not Tensor:  # a Parameter, made of an input by Python alone?
+            made = made or all(x is not i for i in self.inputs)
+        if made or type(x) not in (Tensor, torch.nn.Parameter):
+            raise self.refusal(f"a {type(x).__name__} of shape {tuple(x.shape)} was made in a way that no call shows")
+        node = self._placeholder(f"captured_{len(self.captured)}", x)
+        self.captured.append((x, node))
+        self._know(x, node)
+        return node
+
+    # calls
+
+    def refusal(self, reason: str) -> CaptureError:
+        """Make the error for something that cannot be captured, at the user's line."""
+        return CaptureError(f"vmap: a program cannot be captured: {reason}, at {user_location()}.")
+
+    def fail(self, error: CaptureError) -> None:
+        """Stop recording: raise, or remember why and let the run go on."""
+        if _is_shown():
+            return
+        self.failure = self.failure or error
+        if self.strict:
+            raise error
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], expand: bool = True) -> Any:
+        """Run a call and record it as one node.
+
+        Args:
+            func: a function of PyTorch, as ``__torch_function__`` gets it.
+            args: positional arguments, with physical tensors.
+            kwargs: keyword arguments.
+            expand: whether the operations below may take its place.
+        """
+        call = Call()
+        try:
+            nodes = self._as_nodes(args, kwargs)
+        except CaptureError as error:
+            self.fail(error)
+            return func(*args, **kwargs)
+        call.may_index = func in WRITES_WHERE
+        grad = torch.is_grad_enabled()
+        before, self._running = self._running, call
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._running = before
+        if self.failure is None:
+            try:
+                self._enter(call, func, (args, kwargs), nodes, out, grad)
+                for *_, made in call.tape if expand else ():
+                    for t in tensors_of(made):
+                        self._inner.setdefault(id(t), call)
+                if call.written - call.made - {storage_of(t) for t in tensors_of((args, kwargs))}:
+                    self._expand(call)  # it writes to the tangent of an argument too
+            except CaptureError as error:
+                self.fail(error)
+        return out
+
+    def _enter(self, call: Call, func: Any, given: Any, nodes: Any, out: Any, grad: bool) -> None:
+        args, kwargs = nodes
+        call.outputs = list(tensors_of(out))
+        if call.reads and not (call.outputs and func in READS_A_NUMBER and not _has_slices(given)):
+            raise self.refusal(f"{_emit.name_of(func)} reads the value of a tensor")
+        if not (call.outputs or call.writes or call.draws):
+            return  # about shapes and the like, which are the same for all calls of the program
+        kind, target, args = _emit.call_form(func, given, args)
+        kwargs = _emit.given_kwargs(func, kwargs)
+        impure = call.writes or call.draws
+        call.node = self._node(kind, target, args, kwargs, grad, impure)
+        if func in DETACHES:
+            call.node.meta["tracked"] = False
+        self._bind(call, out, call.node, {id(t) for t in tensors_of(given)})
+
+    def _node(self, kind: str, target: Any, args: Any, kwargs: Any, grad: bool, impure: bool) -> Node:
+        node = self.graph.create_node(kind, target, tuple(args), dict(kwargs))
+        leads = self._tracked_writes or any(n.meta["tracked"] for n in node.all_input_nodes)
+        node.meta.update(tracked=grad and leads, leads=leads, grad=grad, impure=impure)
+        return node
+
+    def _bind(self, call: Call, out: Any, node: Node, arguments: set[int]) -> None:
+        """Say which tensors a node has made. One that was an argument stays what it is."""
+        if call.writes and node.meta["tracked"]:
+            self._tracked_writes = True  # the graph of what was written, of its base and its views is another now
+        if isinstance(out, Tensor):
+            node.meta.update(_layout(out))
+            if id(out) not in arguments or id(out) not in self._nodes:
+                self._know(out, node)
+        elif isinstance(out, list | tuple):
+            for i, o in enumerate(out):
+                if next(tensors_of(o), None) is not None:
+                    item = self._node("call_function", operator.getitem, (node, i), {}, node.meta["grad"], False)
+                    item.meta["tracked"] = node.meta["tracked"]
+                    call.items.append(item)
+                    self._bind(call, o, item, arguments)
+
+    def _as_nodes(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        for t in tensors_of((args, kwargs)):
+            self.node_of(t)  # first all of them: one may take apart the call that has made another
+        return tuple(map(self._as_node, args)), {k: self._as_node(v) for k, v in kwargs.items()}
+
+    def _as_node(self, a: Any) -> Any:
+        """Return an argument as the graph has it."""
+        kind = type(a)
+        if isinstance(a, Tensor):
+            return self.node_of(a)
+        if isinstance(a, tuple):
+            return tuple(map(self._as_node, a))
+        if kind is list:
+            return list(map(self._as_node, a))
+        if kind is dict:
+            return {k: self._as_node(v) for k, v in a.items()}
+        if kind is slice:
+            return slice(*map(self._as_node, (a.start, a.stop, a.step)))
+        if kind in _emit.PLAIN:
+            return a
+        if kind is torch.Generator and all(a is not g for g in (*self.inputs, *self._states)):
+            raise self.refusal("a torch.Generator that is not an argument may be another one in the next call")
+        return self.constant(a)
+
+    def constant(self, value: Any) -> Node:
+        """Return a node for an object that the program holds by identity."""
+        name = next((n for n, known in self.constants.items() if known is value), None)
+        if name is None:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = value
+        return self._node("get_attr", name, (), {}, False, False)
+
+    # operations of ATen
+
+    def kernel(self, op: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation of ATen: one of the running call's, or one that nothing above has seen."""
+        call = Call() if self._running is None else self._running
+        before, self._running = self._running, None
+        try:
+            self._look(call, op, args)
+            out = op(*args, **kwargs)
+            self._after(op, args)
+        finally:
+            self._running = before
+        if self.failure is not None:
+            return out
+        self._alive.append(out)
+        if op is aten.detach.default:
+            self._detached[id(out)] = args[0]
+            return out
+        given = list(tensors_of((args, kwargs)))
+        made = {storage_of(t) for t in tensors_of(out)} - {storage_of(t) for t in given}
+        self._made |= made
+        if before is not None:
+            call.made |= made
+            call.written.update(map(storage_of, _written(op, args, kwargs)))
+            call.tape.append((op, args, kwargs, out))
+            return out
+        try:
+            self._enter_kernel(call, op, args, kwargs, out, torch.is_grad_enabled())
+        except CaptureError as error:
+            self.fail(error)
+        return out
+
+    def _enter_kernel(self, call: Call, op: OpOverload, args: Any, kwargs: Any, out: Any, grad: bool) -> None:
+        if call.reads:
+            raise self.refusal(f"{op} reads the value of a tensor")
+        if op is aten.lift_fresh.default:  # numbers from Python, in a tensor that may be written to
+            op = aten.clone.default
+        kwargs = _emit.given_kwargs(op, kwargs)
+        nodes, kw_nodes = self._as_nodes(args, kwargs)
+        kind, target, nodes = _emit.call_form(op, (args, kwargs), nodes)
+        call.node = self._node(kind, target, nodes, kw_nodes, grad, call.writes or call.draws)
+        self._bind(call, out, call.node, {id(t) for t in tensors_of((args, kwargs))})
+
+    def _expand(self, call: Call) -> None:
+        """Put the operations that a call ran in the place of its node."""
+        for *_, made in call.tape:
+            for t in tensors_of(made):
+                if self._inner.get(id(t)) is call:
+                    del self._inner[id(t)]
+        if not hasattr(call, "node"):
+            return
+        if call.indexes or not call.tape:
+            raise self.refusal(f"a derivative needs the places where a mask of {_emit.name_of(call.node.target)} is true")
+        own = (call.node, *call.items)
+        replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in own}
+        with self.graph.inserting_before(call.node):
+            for op, args, kwargs, out in call.tape:
+                one = Call()
+                one.writes, one.draws = op._schema.is_mutable, RANDOM in op.tags
+                self._enter_kernel(one, op, args, kwargs, out, call.node.meta["grad"])
+            for t in call.outputs:
+                if id(t) in replaced:
+                    node = self._nodes.get(id(t)) or (self._node_of_detached(t) if id(t) in self._detached else None)
+                    if node is not None:
+                        self._nodes[id(t)] = node
+                        replaced[id(t)].replace_all_uses_with(node)
+                        self._replaced[replaced[id(t)]] = node
+        for node in reversed(own):
+            if node.users:
+                raise self.refusal(f"a derivative needs what {_emit.name_of(call.node.target)} computes inside")
+            self.graph.erase_node(node)
+
+    def _look(self, call: Call, op: OpOverload, args: Any) -> None:
+        """Note what an operation does besides computing."""
+        call.reads = call.reads or op in READS
+        call.writes = call.writes or op._schema.is_mutable
+        if torch.Tag.dynamic_output_shape in op.tags and (op is not aten.index.Tensor or _has_mask(args[1])):
+            call.indexes = True
+            if not call.may_index:
+                self.fail(self.refusal(f"the shape of the result of {op} depends on values"))
+        if RANDOM in op.tags:
+            call.draws = True
+            for generator in generators(args):
+                known = self._states.get(generator)
+                if known is not None and not torch.equal(known, generator.get_state()):
+                    self.fail(self.refusal("the random state has been set inside the function"))
+
+    def _after(self, op: OpOverload, args: Any) -> None:
+        if RANDOM in op.tags:
+            self._states.update((g, g.get_state()) for g in generators(args))
+
+    # random state, written to by Python
+
+    def generator_call(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Run and record a call that reads or sets the state of a generator."""
+        generator = args[0]
+        self._states.setdefault(generator, generator.get_state())
+        nodes, _ = self._as_nodes(args, {})
+        out = func(*args)
+        self._states[generator] = generator.get_state()
+        node = self._node("call_function", func, nodes, {}, False, True)
+        if isinstance(out, Tensor):
+            self._know(out, node)
+        return out
+
+    # the end
+
+    def finish(self, outputs: list[Any]) -> None:
+        """Set the outputs.
+
+        Raises:
+            CaptureError: something happened during the run that a replay would not repeat.
+        """
+        for x, *state in self._grads:
+            if list(_state_of_grad(x)) != state:
+                raise self.refusal(f"the function accumulates into the .grad of a tensor of shape {tuple(x.shape)}")
+        nodes, _ = self._as_nodes([o for o in outputs if isinstance(o, Tensor)], {})
+        self.graph.output(nodes)
+        self.graph.erase_node(self._first)
+        self._alive, self._inner, self._detached = [], {}, {}
+
+
+    def drop_unused(self) -> None:
+        """Forget captured tensors that no operation is left for."""
+        for _, node in self.captured:
+            if not node.users:
+                self.graph.erase_node(node)
+        self.captured = [(x, node) for x, node in self.captured if node.users]
+
+
+def _written(op: OpOverload, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Iterate over the tensors that an operation writes to."""
+    if op._schema.is_mutable:
+        for i, a in enumerate(op._schema.arguments):
+            if a.alias_info is not None and a.alias_info.is_write:
+                yield from tensors_of(args[i] if i < len(args) else kwargs.get(a.name))
+
+
+def _is_shown() -> bool:
+    """Tell whether values are read only to be printed."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._tensor_str":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _layout(x: Tensor) -> dict[str, Any]:
+    return {"shape": tuple(x.shape), "dtype": x.dtype, "stride": x.stride() if x.layout is torch.strided else None}
+
+
+def _state_of_grad(x: Tensor) -> tuple[int, int]:
+    return id(x.grad), -1 if x.grad is None else x.grad._version
+
+
+def storage_of(x: Tensor) -> int:
+    """Return what identifies a tensor's memory."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return x.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # it has none
+        return id(x)
+
+
+def tensors_of(a: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors in an argument or a result."""
+    if isinstance(a, Tensor):
+        yield a
+    elif isinstance(a, list | tuple):
+        for e in a:
+            yield from tensors_of(e)
+    elif isinstance(a, dict):
+        yield from tensors_of(list(a.values()))
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def _has_slices(a: Any) -> bool:
+    return isinstance(a, slice) or (isinstance(a, list | tuple) and any(map(_has_slices, a)))
+
+
+READS = {aten._local_scalar_dense.default, aten.item.default, aten.equal.default, aten.is_nonzero.default}
+
+# These take a tensor for a number, and the shape of the result does not depend on it.
+READS_A_NUMBER = {Tensor.__getitem__, Tensor.__setitem__, Tensor.fill_, torch.full, torch.full_like, Tensor.new_full}
+
+WRITES_WHERE = {
+    Tensor.__setitem__, torch.index_put, Tensor.index_put, Tensor.index_put_, aten.index_put.default,
+    aten.index_put_.default, aten._index_put_impl_.default, aten._unsafe_index_put.default,
+}  # fmt: skip
+
+DETACHES = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
