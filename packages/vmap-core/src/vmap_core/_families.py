@@ -88,7 +88,8 @@ def pointwise_inplace(op: OpOverload) -> RuleFunction:
         getattr(self, name)(*aligned, **kwargs) if hasattr(self, name) else op(self, *aligned, **kwargs)
         return self, bdim
 
-    pointwise_inplace.method = name  # type: ignore[attr-defined]  # for a short cut, as above
+    if hasattr(torch.Tensor, name):
+        pointwise_inplace.method = name  # type: ignore[attr-defined]  # for a short cut, as above
     return pointwise_inplace
 
 
