@@ -122,3 +122,106 @@ def test_bad_sizes_have_the_peers_class(bad):
             transform(lambda x: x, chunk_size=bad)(torch.zeros(5))
         errors.append(error)
     assert errors[0].type is errors[1].type
+
+
+class Sizes:
+    """A function that notes the batch sizes it is mapped at."""
+
+    def __init__(self, fail_above=None, write=False):
+        self.seen, self.fail_above, self.write = [], fail_above, write
+
+    def __call__(self, x):
+        size = x._value.shape[x._bdim]
+        self.seen.append(size)
+        if self.write:
+            x.add_(1)
+        if self.fail_above is not None and size > self.fail_above:
+            raise torch.OutOfMemoryError("no memory left")
+        return (x * 2 + 1).sum()
+
+
+def test_auto_fits_chunks_into_the_budget():
+    x = torch.randn(100, 1000)
+    f = Sizes()
+    sample = 2 * 4 * 1000 + 4  # two temporaries of a sample, one result
+    out = vmap(f, chunk_size="auto", memory_budget=20 * sample)(x)
+    torch.testing.assert_close(out, (x * 2 + 1).sum(1))
+    assert f.seen[0] == 8
+    assert all(18 <= size <= 20 for size in f.seen[1:-1])
+    f = Sizes()
+    vmap(f, chunk_size="auto", memory_budget=1)(x[:20])
+    assert f.seen == [8, *[1] * 12]
+    f = Sizes()
+    vmap(f, chunk_size="auto")(x)  # there is more free memory than that
+    assert f.seen == [8, 92]
+
+
+def test_auto_counts_what_is_kept_and_not_what_is_freed():
+    x = torch.randn(16, 1000)
+
+    def chain(x):
+        for _ in range(50):
+            x = x + 1
+        return x
+
+    def kept(x):
+        return [x + i for i in range(50)]
+
+    from vmap_core._memory import Meter
+
+    with Meter() as freed:
+        vmap(chain)(x)
+    with Meter() as alive:
+        vmap(kept)(x)
+    assert freed.peak == 2 * x.nbytes
+    assert alive.peak == 50 * x.nbytes
+
+
+def test_auto_halves_where_memory_runs_out():
+    x = torch.randn(100, 10)
+    f = Sizes(fail_above=30)
+    out = vmap(f, chunk_size="auto")(x)
+    torch.testing.assert_close(out, (x * 2 + 1).sum(1))
+    assert f.seen == [8, 92, 46, 23, 23, 23, 23]
+    with pytest.raises(torch.OutOfMemoryError):
+        vmap(Sizes(fail_above=0), chunk_size="auto")(x)
+    with pytest.raises(ValueError, match="other"):
+        vmap(lambda x: (_ for _ in ()).throw(ValueError("other")), chunk_size="auto")(x)
+
+
+def test_auto_does_not_write_twice():
+    x = torch.zeros(100, 10)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        vmap(Sizes(fail_above=30, write=True), chunk_size="auto")(x)
+    assert "written to its inputs" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_auto_and_randomness(randomness):
+    x = torch.zeros(40, 3)
+    out = vmap(lambda x: torch.rand(3) + x, chunk_size="auto", memory_budget=100, randomness=randomness)(x)
+    assert (len(out.unique(dim=0)) == 1) == (randomness == "same")
+
+
+def test_auto_nested_and_of_gradients():
+    x = torch.randn(3, 20, 5, requires_grad=True)
+    inner = vmap(lambda x: x.sin().sum(), chunk_size="auto", memory_budget=200)
+    out = vmap(inner)(x)
+    torch.testing.assert_close(out, x.sin().sum(2))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(grad, x.cos())
+
+
+def test_progress(capsys):
+    vmap(torch.sin, chunk_size=3, progress=True)(torch.zeros(10))
+    assert "10/10" in capsys.readouterr().err
+
+
+def test_options_that_need_each_other():
+    for options in (
+        {"progress": True},
+        {"memory_budget": 5},
+        {"chunk_size": 3, "memory_budget": 5},
+    ):
+        with pytest.raises(ValueError, match="chunk_size"):
+            vmap(torch.sin, **options)

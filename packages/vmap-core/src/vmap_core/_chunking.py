@@ -10,42 +10,58 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from . import _tree
+from . import _memory, _tree
+from ._errors import user_location
+
+FIRST = 8  # samples of the first chunk, which is measured
 
 
 def run_in_chunks(
     run: Callable[[int, list[Any]], Any],
     size: int,
-    chunk_size: int,
+    chunk_size: int | str,
     leaves: list[Any],
     dims: list[int | None],
     out_dims: Any,
     randomness: str,
+    memory_budget: int | None = None,
+    progress: bool = False,
 ) -> Any:
     """Run a mapped call on chunks of the batch and join the outputs.
 
     Args:
         run: maps ``(batch size, inputs)``.
         size: the batch size; an empty batch is one chunk.
-        chunk_size: samples a chunk, at most.
+        chunk_size: samples a chunk, at most; or "auto".
         leaves: the flat inputs.
         dims: their batch dims.
         out_dims: as given to vmap. An output with None does not depend on the sample: the first chunk's is returned.
         randomness: under ``"same"`` every chunk starts from the same state of the generators.
+        memory_budget: bytes that a chunk may take, for "auto".
+        progress: whether to show a bar.
     """
-    starts = range(0, size, chunk_size) if size else [0]
+    chunks = _Measured(size, leaves, memory_budget) if isinstance(chunk_size, str) else _Fixed(chunk_size)
     outputs: list[list[Any]] = []
     spec: Any = None
-    generators = _Generators() if randomness == "same" and len(starts) > 1 else None
-    with generators or contextlib.nullcontext():
-        for start in starts:
+    generators = _Generators() if randomness == "same" and chunks.size < size else None
+    with generators or contextlib.nullcontext(), _bar(size, progress) as advance:
+        start = 0
+        while start < size or not outputs:
             if generators is not None:
                 generators.rewind()
-            length = min(chunk_size, size - start)
+            length = min(chunks.size, size - start)
             chunk = [leaf if d is None else leaf.narrow(d, start, length) for leaf, d in zip(leaves, dims, strict=True)]
+            try:
+                out = chunks.call(run, length, chunk)
+            except Exception as error:
+                if not chunks.shrink(error, length):
+                    raise
+                continue
             flat: list[Any] = []
-            spec = _tree.flatten(run(length, chunk), flat)
+            spec = _tree.flatten(out, flat)
             outputs.append(flat)
+            start += length
+            advance(length)
     if len(outputs) == 1:
         return _tree.unflatten(spec, iter(outputs[0]))
     is_single = isinstance(out_dims, tuple) and spec is None and len(out_dims) == 1
@@ -55,6 +71,74 @@ def run_in_chunks(
     for parts, dim in zip(zip(*outputs, strict=True), places, strict=True):
         joined.append(torch.cat(parts, dim) if dim is not None and isinstance(parts[0], Tensor) else parts[0])
     return _tree.unflatten(spec, iter(joined))
+
+
+class _Fixed:
+    """Chunks of one size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def call(self, run: Callable[..., Any], length: int, chunk: list[Any]) -> Any:
+        return run(length, chunk)
+
+    def shrink(self, error: BaseException, length: int) -> bool:
+        return False
+
+
+class _Measured(_Fixed):
+    """Chunks as large as a budget allows, by what a first small one takes; half as large where memory runs out."""
+
+    def __init__(self, total: int, leaves: list[Any], budget: int | None) -> None:
+        super().__init__(FIRST)
+        self.total = total
+        self.tensors = [t for t in leaves if isinstance(t, Tensor)]
+        self.budget = budget
+        self.measured = False
+
+    def call(self, run: Callable[..., Any], length: int, chunk: list[Any]) -> Any:
+        self.versions = [t._version for t in self.tensors if not t.is_inference()]
+        if self.measured or length == self.total:
+            return run(length, chunk)
+        with _memory.Meter() as meter:
+            out = run(length, chunk)
+        self.measured = True
+        budget = self.budget
+        if budget is None:
+            devices = {t.device for t in self.tensors} or {torch.device("cpu")}
+            budget = int(_memory.SHARE * _memory.free_bytes(devices))
+        self.size = max(1, budget * max(length, 1) // max(meter.peak, 1))
+        return out
+
+    def shrink(self, error: BaseException, length: int) -> bool:
+        """Go on with half as many samples, if memory ran out and nothing has been written yet."""
+        if length <= 1 or not _memory.is_out_of_memory(error):
+            return False
+        if self.versions != [t._version for t in self.tensors if not t.is_inference()]:
+            error.add_note(
+                f"vmap: chunk_size='auto' at {user_location()} does not try again with a smaller chunk: the function had "
+                f"written to its inputs. Instead: pass a chunk_size."
+            )
+            return False
+        self.size = length // 2
+        self.measured = True
+        return True
+
+
+@contextlib.contextmanager
+def _bar(size: int, progress: bool) -> Any:
+    """Yield what is called with the number of samples done."""
+    if not progress:
+        yield lambda length: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "vmap: progress=True shows a bar of tqdm, which is not installed: pip install tqdm"
+        ) from error
+    with tqdm(total=size, unit="sample") as bar:
+        yield bar.update
 
 
 class _Generators(TorchFunctionMode):

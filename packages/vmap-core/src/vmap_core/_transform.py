@@ -10,7 +10,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch._C import _len_torch_function_stack
@@ -35,9 +35,11 @@ def vmap(
     out_dims: Any = 0,
     randomness: Randomness = "error",
     *,
-    chunk_size: int | None = None,
+    chunk_size: int | Literal["auto"] | None = None,
     axis_size: int | None = None,
     kw_in_dims: dict[str, Any] | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Map a function of one sample over a batch dim of its inputs.
 
@@ -54,8 +56,12 @@ def vmap(
             ``"same"`` (one draw of the sample's shape, shared by all samples).
         chunk_size: map this many samples at a time, to bound memory. Under ``randomness="different"`` each chunk makes
             its own draws, so the numbers are not those of an unchunked call; under ``"same"`` all chunks share theirs.
+            ``"auto"`` measures a first chunk of 8 samples, goes on with as many as fit into ``memory_budget``, and with
+            half as many where memory runs out all the same (the function then runs once more for that chunk).
         axis_size: the number of samples, for a function without mapped inputs.
         kw_in_dims: in_dims for keyword arguments, by name.
+        memory_budget: bytes that a chunk may take with ``chunk_size="auto"``; by default half of what is free.
+        progress: show a bar of chunks (needs tqdm).
 
     Returns:
         The function of batches.
@@ -76,8 +82,12 @@ def vmap(
     """
     if randomness not in ("error", "different", "same"):
         raise RuntimeError(f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}")
-    if not (chunk_size is None or chunk_size > 0):
+    if not (chunk_size is None or chunk_size == "auto" or chunk_size > 0):
         raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
+    if (progress and chunk_size is None) or (memory_budget is not None and chunk_size != "auto"):
+        raise ValueError(
+            f"vmap: progress=True needs a chunk_size, memory_budget needs chunk_size='auto'. (got chunk_size={chunk_size})"
+        )
     if axis_size is not None and (axis_size := operator.index(axis_size)) < 0:
         raise ValueError(f"vmap: axis_size should be None or at least 0. (got {axis_size})")
     if kw_in_dims is not None and not isinstance(kw_in_dims, dict):
@@ -98,7 +108,8 @@ def vmap(
                     for a, d in zip(args, flat_dims)  # noqa: B905  # flat_dims may repeat for ever
                 ]
                 return _run(func, level, inputs, kwargs, out_dims)
-        return _general(func, in_dims, out_dims, randomness, chunk_size, axis_size, kw_in_dims or {}, args, kwargs)
+        chunks = (chunk_size, memory_budget, progress)
+        return _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
 
     return graph_break(wrapped)
 
@@ -119,7 +130,7 @@ def _common_size(args: tuple[Any, ...], dims: Iterable[int | None]) -> int | Non
 
 
 def _general(
-    func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: Randomness, chunk_size: int | None,
+    func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: Randomness, chunks: tuple[Any, Any, bool],
     axis_size: int | None, kw_in_dims: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
     _check_out_dims(out_dims, func)
@@ -144,9 +155,10 @@ def _general(
             func, level, _tree.unflatten(spec, inputs), {**kwargs, **_tree.unflatten(kw_spec, inputs)}, out_dims
         )
 
+    chunk_size, memory_budget, progress = chunks
     if chunk_size is None:
         return run(size, leaves)
-    return run_in_chunks(run, size, chunk_size, leaves, dims, out_dims, randomness)
+    return run_in_chunks(run, size, chunk_size, leaves, dims, out_dims, randomness, memory_budget, progress)
 
 
 def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, Any], out_dims: Any) -> Any:
