@@ -3,6 +3,7 @@
 from . import _dispatch as _dispatch  # first: the modules below it import each other through it
 from ._capture import capture
 from ._compile import compile
+from ._custom_vmap import custom_vmap, sequential_vmap
 from ._errors import (
     CaptureError,
     CaptureWarning,
@@ -37,8 +38,10 @@ __all__ = [
     "VmapError",
     "capture",
     "compile",
+    "custom_vmap",
     "fallback_policy",
     "packs",
+    "sequential_vmap",
     "set_fallback_policy",
     "use_packs",
     "vmap",

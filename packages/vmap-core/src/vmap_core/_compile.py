@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from . import _tree

@@ -16,8 +16,8 @@ from torch._C import _skip_one_hop_torch_function as skip_one_hop
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._errors import CaptureError
 from ._emit import name_of
+from ._errors import CaptureError
 from ._lower import LoweredTensor
 from ._ownership import own_samples
 from ._record import Recorder, tensors_of
