@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from . import _tree
@@ -117,9 +116,7 @@ class _Cache:
     def info(self) -> CacheInfo:
         """Return the counts."""
         uncaptured = sum(entry is None for entry in self.entries.values())
-        return CacheInfo(
-            self.calls - self.misses, self.misses, self.size, len(self.entries) - uncaptured, uncaptured
-        )
+        return CacheInfo(self.calls - self.misses, self.misses, self.size, len(self.entries) - uncaptured, uncaptured)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call whose arguments the latest program does not take as they come."""

@@ -114,8 +114,8 @@ class Program:
                     raise CaptureError(f"{head} another value for leaf {i} of its arguments than {x!r}. {hint}")
                 k = next(k for k in range(len(names)) if got[k] != wanted[k])
                 raise CaptureError(f"{head} {names[k]} {wanted[k]} for leaf {i} of its arguments, not {got[k]}. {hint}")
-        names = "grad mode", "inference mode", "default dtype", "autocast"
-        for what, wanted, got in zip(names, self._ambient, ambient(), strict=True):
+        states = "grad mode", "inference mode", "default dtype", "autocast"
+        for what, wanted, got in zip(states, self._ambient, ambient(), strict=True):
             if wanted != got:
                 raise CaptureError(f"{head} {what} {wanted}, and is called with {got}. {hint}")
         raise CaptureError(f"{head} captured tensors of another shape, dtype or requires_grad. {hint}")
@@ -132,9 +132,7 @@ class Program:
         lines = [f"# {self.name}"]
         for node in self.graph_module.graph.nodes:
             if node.op == "placeholder":
-                like = node.meta["like"]
-                kind = f"{like.dtype} {tuple(like.shape)}" if isinstance(like, Tensor) else repr(like)
-                lines.append(f"# {node.name}: {kind}")
+                lines.append(f"# {node.name}: {node.meta['kind']}")
         body = [line.partition("  #")[0].rstrip() for line in self.graph_module.code.strip().splitlines()]
         body = [line.partition(";  ")[0] for line in body if line.strip()]
         return "\n".join(lines + [line for line in body if not line.startswith("torch.fx._symbolic_trace")])
@@ -148,8 +146,8 @@ def _fast_check(tensors: list[Tensor]) -> Callable[..., bool]:
     try:
         from torch._C._dynamo.guards import TensorGuards
 
-        shapes = [list(x.shape) for x in tensors]
-        strides = [list(x.stride()) for x in tensors]
+        shapes: Any = [list(x.shape) for x in tensors]
+        strides: Any = [list(x.stride()) for x in tensors]
         guards = TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides)
         check: Callable[..., bool] = guards.check
         return check
