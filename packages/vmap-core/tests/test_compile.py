@@ -85,6 +85,16 @@ def test_trees_and_keywords():
     assert compiled.cache_info()[:2] == (3, 6)
 
 
+def test_a_container_in_the_place_of_a_tensor():
+    compiled = vmap_core.compile(vmap(lambda x: x[0] if isinstance(x, list) else x * 2))
+    x = torch.randn(2, 3)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), x * 2)
+        torch.testing.assert_close(compiled([x]), x)
+        torch.testing.assert_close(compiled([x, x]), x)
+    assert compiled.cache_info()[:2] == (6, 3)
+
+
 def test_the_bound():
     compiled = vmap_core.compile(vmap(torch.sin), cache_size=2)
     for n in (1, 2, 3, 2, 1):

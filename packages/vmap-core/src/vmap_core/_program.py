@@ -59,6 +59,7 @@ class Program:
         self.leaves = [None if isinstance(x, Tensor) else x for x in recorder.inputs]  # alive, as their ids are known
         self.spec = spec
         args_spec, kwargs_spec = spec[2]
+        self.unpack = unpacker(spec)
         self.flat = not kwargs_spec[2] and all(child is None for child in args_spec[2])  # the leaves are the arguments
         self._traits = [traits(x) for x in recorder.inputs]
         self._ambient = ambient()
@@ -94,8 +95,8 @@ class Program:
             if not kwargs and len(args) == len(self.leaves):
                 return self._replay(*args)
             raise CaptureError(f"vmap: the program of {self.name} takes {len(self.leaves)} positional arguments.")
-        leaves: list[Any] = []
-        if _tree.flatten((args, kwargs), leaves) != self.spec:
+        leaves = self.unpack(args, kwargs)
+        if leaves is None:
             raise CaptureError(
                 f"vmap: the arguments have another structure than those that the program of {self.name} was captured "
                 f"with. Instead: capture again, or use vmap_core.compile."
@@ -157,6 +158,42 @@ def _fast_check(tensors: list[Tensor]) -> Callable[..., bool]:
 
 def _captured_traits(x: Tensor) -> tuple[Any, ...]:
     return x.requires_grad, x.shape, x.dtype
+
+
+def unpacker(spec: Any) -> Callable[[Any, Any], Any]:
+    """Return a function that takes ``(args, kwargs)`` apart: their leaves, or None for another structure than ``spec``."""
+    names: dict[str, Any] = {}
+    checks: list[str] = []
+    leaves: list[str] = []
+
+    def visit(spec: Any, at: str) -> bool:
+        if spec is None:
+            leaves.append(at)
+            return True
+        kind, context, children = spec
+        if kind not in (tuple, list, dict):
+            return False
+        names[f"k{len(names)}"] = kind
+        checks.append(f"type({at}) is k{len(names) - 1} and len({at}) == {len(children)}")
+        if kind is not dict:
+            return all(visit(child, f"{at}[{i}]") for i, child in enumerate(children))
+        names[f"k{len(names)}"] = context
+        checks.append(f"list({at}) == k{len(names) - 1}")
+        return all(type(k) is str and visit(child, f"{at}[{k!r}]") for k, child in zip(context, children, strict=True))
+
+    if visit(spec[2][0], "args") and visit(spec[2][1], "kwargs"):
+        exec(
+            f"def unpack(args, kwargs):\n    return ({', '.join([*leaves, ''])}) if {' and '.join(checks)} else None",
+            names,
+        )
+        made: Callable[[Any, Any], Any] = names["unpack"]
+        return made
+
+    def flatten(args: Any, kwargs: Any) -> Any:
+        found: list[Any] = []
+        return found if _tree.flatten((args, kwargs), found) == spec else None
+
+    return flatten
 
 
 class _Source:
