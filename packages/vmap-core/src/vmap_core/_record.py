@@ -249,7 +249,7 @@ class Recorder(Values):
         nodes, _ = self._as_nodes(args, {})
         out = func(*args)
         self._states[generator] = generator.get_state()
-        node = self._node("call_function", func, nodes, {}, False, True)
+        node = self._node("call_method", func.__name__, nodes, {}, False, not isinstance(out, Tensor))
         if isinstance(out, Tensor):
             self._know(out, node)
         return out
