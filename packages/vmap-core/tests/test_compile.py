@@ -176,6 +176,20 @@ class TestUncapturable:
             compiled(torch.zeros(2, 3))
 
 
+def test_arguments_that_are_no_ordinary_tensors():
+    class Marked(torch.Tensor):
+        pass
+
+    compiled = vmap_core.compile(vmap(lambda x, y: x * 2, in_dims=(0, None)))
+    x = torch.randn(2, 3)
+    with pytest.warns(CaptureWarning, match="Marked"):
+        out = compiled(x, torch.zeros(2).as_subclass(Marked))
+    torch.testing.assert_close(out, x * 2)
+    for other in (torch.eye(3).to_sparse(), torch.zeros(2).as_subclass(Marked)):
+        torch.testing.assert_close(compiled(x, other), x * 2)
+    assert compiled.cache_info().uncaptured == 2
+
+
 def test_inside_other_transforms():
     compiled = vmap_core.compile(vmap(torch.sin))
     x = torch.randn(2, 3, 4)

@@ -31,6 +31,8 @@ def ambient() -> tuple[Any, ...]:
 def traits(x: Any) -> tuple[Any, ...]:
     """Return what a program depends on in a leaf of its arguments: of a tensor all but the values."""
     if isinstance(x, Tensor):
+        if x.layout is not torch.strided or x.is_nested:
+            return type(x), x.layout
         return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_complex() and x.is_conj()
     if type(x) in (int, bool, str, float, complex, type(None), torch.dtype, torch.device):
         return type(x), repr(x)  # apart are 1, 1.0 and True, 0.0 and -0.0; one are nan and nan
