@@ -93,10 +93,10 @@ def measure(made: dict[str, Row]) -> list[dict[str, Any]]:
         torch.testing.assert_close(program(*args), batched(*args), rtol=1e-4, atol=1e-4)
         compiled(*args)
         runs = {
-            "by hand": lambda f=batched: f(*args),
-            "vmap": lambda f=vmapped: f(*args),
-            "program": lambda f=program: f(*args),
-            "compile": lambda f=compiled: f(*args),
+            "by hand": lambda f=batched, args=args: f(*args),
+            "vmap": lambda f=vmapped, args=args: f(*args),
+            "program": lambda f=program, args=args: f(*args),
+            "compile": lambda f=compiled, args=args: f(*args),
         }
         results.append({"row": name, **in_turn(runs)})
     return results
@@ -110,7 +110,10 @@ def measure_inductor(made: dict[str, Row], names: list[str]) -> list[dict[str, A
         ours, theirs = compile(vmapped, "inductor"), torch.compile(batched)
         ours(*args)
         torch.testing.assert_close(ours(*args), theirs(*args), rtol=1e-4, atol=1e-4)
-        runs = {"compile, inductor": lambda f=ours: f(*args), "torch.compile by hand": lambda f=theirs: f(*args)}
+        runs = {
+            "compile, inductor": lambda f=ours, args=args: f(*args),
+            "torch.compile by hand": lambda f=theirs, args=args: f(*args),
+        }
         if name in _JAX and importlib.util.find_spec("jax"):
             runs["jax.jit(jax.vmap)"] = _jax(name, args)
         results.append({"row": name, **in_turn(runs)})

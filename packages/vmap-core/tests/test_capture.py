@@ -225,6 +225,18 @@ def test_the_same_draw_for_parameters_that_differ():
     assert all(torch.equal(rows[0], row) for row in rows)
 
 
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_chunks(randomness):
+    mapped = vmap(lambda x: x + torch.rand(5), randomness=randomness, chunk_size=3)
+    program = capture(mapped, *one())
+    (x,) = one()
+    torch.manual_seed(1)
+    expected = mapped(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(program(x), expected)
+    assert not torch.equal(program(x), expected)
+
+
 def test_generator_as_argument():
     generator = torch.Generator().manual_seed(0)
     mapped = vmap(lambda x, g: x + torch.rand(5, generator=g), in_dims=(0, None), randomness="different")

@@ -85,6 +85,16 @@ def test_trees_and_keywords():
     assert compiled.cache_info()[:2] == (3, 6)
 
 
+def test_a_container_in_the_place_of_a_tensor():
+    compiled = vmap_core.compile(vmap(lambda x: x[0] if isinstance(x, list) else x * 2))
+    x = torch.randn(2, 3)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), x * 2)
+        torch.testing.assert_close(compiled([x]), x)
+        torch.testing.assert_close(compiled([x, x]), x)
+    assert compiled.cache_info()[:2] == (6, 3)
+
+
 def test_the_bound():
     compiled = vmap_core.compile(vmap(torch.sin), cache_size=2)
     for n in (1, 2, 3, 2, 1):
@@ -164,6 +174,20 @@ class TestUncapturable:
         compiled = vmap_core.compile(self.make()[2], uncapturable="error")
         with pytest.raises(CaptureError, match="reads the value"):
             compiled(torch.zeros(2, 3))
+
+
+def test_arguments_that_are_no_ordinary_tensors():
+    class Marked(torch.Tensor):
+        pass
+
+    compiled = vmap_core.compile(vmap(lambda x, y: x * 2, in_dims=(0, None)))
+    x = torch.randn(2, 3)
+    with pytest.warns(CaptureWarning, match="Marked"):
+        out = compiled(x, torch.zeros(2).as_subclass(Marked))
+    torch.testing.assert_close(out, x * 2)
+    for other in (torch.eye(3).to_sparse(), torch.zeros(2).as_subclass(Marked)):
+        torch.testing.assert_close(compiled(x, other), x * 2)
+    assert compiled.cache_info().uncaptured == 2
 
 
 def test_inside_other_transforms():

@@ -65,14 +65,20 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
     """
     recorder = Recorder(strict)
     if current_levels() or torch._C._are_functorch_transforms_active():
-        recorder.fail(CaptureError("vmap: a program cannot be captured inside a mapped function or a torch.func transform."))
+        recorder.fail(
+            CaptureError("vmap: a program cannot be captured inside a mapped function or a torch.func transform.")
+        )
         return recorder.failure, func(*args, **kwargs)
     leaves: list[Any] = []
     spec = _tree.flatten((args, kwargs), leaves)
     for leaf in leaves:
-        if isinstance(leaf, Tensor) and (type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.layout != torch.strided):
+        if isinstance(leaf, Tensor) and (
+            type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.layout != torch.strided
+        ):
             recorder.fail(
-                CaptureError(f"vmap: a program cannot be captured: an argument is a {type(leaf).__name__}, {leaf.layout}.")
+                CaptureError(
+                    f"vmap: a program cannot be captured: an argument is a {type(leaf).__name__}, {leaf.layout}."
+                )
             )
             return recorder.failure, func(*args, **kwargs)
     names = _names(func, args, kwargs, leaves)

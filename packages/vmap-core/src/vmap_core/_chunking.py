@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _memory, _tree
 from ._errors import user_location
+from ._randomness import generator_state, set_generator_state
 
 FIRST = 8  # samples of the first chunk, which is measured
 
@@ -149,15 +150,15 @@ class _Generators(TorchFunctionMode):
         found = [torch.default_generator]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             found += torch.cuda.default_generators
-        self.states = {g: g.get_state() for g in found}
+        self.states = {g: generator_state(g) for g in found}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for a in (*args, *kwargs.values()):
             if isinstance(a, torch.Generator) and a not in self.states:
-                self.states[a] = a.get_state()
+                self.states[a] = generator_state(a)
         return func(*args, **kwargs)
 
     def rewind(self) -> None:
         for generator, state in self.states.items():
-            generator.set_state(state)
+            set_generator_state(generator, state)

@@ -96,7 +96,7 @@ class _Cache:
         calls: number of calls so far.
         latest: the number of arguments and the replay, which checks them, of the program used last; -1 if it does not
             take its arguments as they come.
-        latest_tree: the structure of the arguments, and the replay.
+        latest_tree: what takes its arguments apart, and the replay.
     """
 
     latest: tuple[int, Callable[..., Any]]
@@ -110,46 +110,44 @@ class _Cache:
         """Forget all programs."""
         self.calls = self.misses = 0
         self.latest = -1, self.func
-        self.latest_tree: tuple[Any, Callable[..., Any]] = None, self.func
+        self.latest_tree: tuple[Callable[..., Any], Callable[..., Any]] = (lambda args, kwargs: None), self.func
         self.entries: OrderedDict[Any, tuple[Program, Callable[..., Any]] | None] = OrderedDict()
 
     def info(self) -> CacheInfo:
         """Return the counts."""
         uncaptured = sum(entry is None for entry in self.entries.values())
-        return CacheInfo(
-            self.calls - self.misses, self.misses, self.size, len(self.entries) - uncaptured, uncaptured
-        )
+        return CacheInfo(self.calls - self.misses, self.misses, self.size, len(self.entries) - uncaptured, uncaptured)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call whose arguments the latest program does not take as they come."""
-        leaves: list[Any] = []
-        spec = _tree.flatten((args, kwargs), leaves)
-        latest, replay = self.latest_tree
-        return replay(*leaves) if spec == latest else self.find(spec, leaves)
+        unpack, replay = self.latest_tree
+        leaves = unpack(args, kwargs)
+        return replay(*leaves) if leaves is not None else self.find(args, kwargs)
 
-    def find(self, spec: Any, leaves: Any) -> Any:
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call that the latest program did not: by another one, or by one to be captured."""
         if current_levels() or torch._C._are_functorch_transforms_active():
-            return self.run(spec, leaves)  # the outer transform sees the operations as they are
+            return self.func(*args, **kwargs)  # the outer transform sees the operations as they are
+        leaves: list[Any] = []
+        spec = _tree.flatten((args, kwargs), leaves)
         key = (_hashable(spec), ambient(), *map(traits, leaves), *map(type, leaves))
         if key in self.entries:
             self.entries.move_to_end(key)
             entry = self.entries[key]
             if entry is None:
                 self.misses += 1
-                return self.run(spec, leaves)
+                return self.func(*args, **kwargs)
             program, replay = entry
             if program.captured_fit():
                 self.use(program, replay)
                 return replay(*leaves)
         self.misses += 1
-        args, kwargs = _tree.unflatten(spec, iter(leaves))
         made, out = record(self.func, args, kwargs, self.strict)
         if isinstance(made, CaptureError):
             self.warn(made)
             self.entries[key] = None
         else:
-            run, takes = self.backed(made, list(leaves))
+            run, takes = self.backed(made, leaves)
             replay = made.bind(run, takes, functools.partial(self._missed, spec))
             self.entries[key] = made, replay
             self.use(made, replay)
@@ -158,18 +156,14 @@ class _Cache:
         return out
 
     def _missed(self, spec: Any, *leaves: Any) -> Any:
-        """Answer a call with other leaves than the latest program's."""
-        return self.find(spec, leaves)
-
-    def run(self, spec: Any, leaves: Any) -> Any:
-        """Run the function as it is."""
+        """Answer a call with other leaves, or containers in their place, than the latest program's."""
         args, kwargs = _tree.unflatten(spec, iter(leaves))
-        return self.func(*args, **kwargs)
+        return self.find(args, kwargs)
 
     def use(self, program: Program, replay: Callable[..., Any]) -> None:
         """Let a program answer the next call first."""
         self.latest = len(program.leaves) if program.flat else -1, replay
-        self.latest_tree = program.spec, replay
+        self.latest_tree = program.unpack, replay
 
     def warn(self, error: CaptureError) -> None:
         """Say, once, that a function cannot be captured."""
@@ -177,7 +171,7 @@ class _Cache:
             self.warned = True
             warnings.warn(
                 CaptureWarning(f"{error} {function_name(self.func)} runs without a program, at its usual speed."),
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def backed(self, program: Program, leaves: list[Any]) -> tuple[Any, list[int] | None]:

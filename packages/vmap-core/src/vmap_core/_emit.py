@@ -27,7 +27,8 @@ Form = tuple[str, Any]
 
 
 def _slice(given: Any, nodes: Any) -> Any:
-    x, dim, *bounds = (*nodes, *(0, None, None, 1)[len(nodes) - 1 :])
+    filled: list[Any] = [*nodes, *[0, None, None, 1][len(nodes) - 1 :]]
+    x, dim, bounds = filled[0], filled[1], filled[2:]
     if dim < 0 or any(type(b) not in (int, NoneType) for b in bounds):
         return None
     return x, (*(slice(None),) * dim, slice(bounds[0], bounds[1], None if bounds[2] == 1 else bounds[2]))
@@ -59,13 +60,17 @@ def call_form(func: Any, given: Any, nodes: Any) -> tuple[str, Any, Any]:
     if isinstance(func, OpOverload):
         spell = _SPELLED.get(func)
         spelled = None if spell is None or given[1] else spell(given[0], nodes)
-        return (*form(func, given[0], given_kwargs(func, given[1])), nodes) if spelled is None else ("call_function", operator.getitem, spelled)
+        return (
+            (*form(func, given[0], given_kwargs(func, given[1])), nodes)
+            if spelled is None
+            else ("call_function", operator.getitem, spelled)
+        )
     if func in _OPERATORS:
         return "call_function", _OPERATORS[func], nodes
     if isinstance(func, MethodWrapperType):  # the getter of a property
         return "call_function", getattr, (*nodes, func.__self__.__name__)  # type: ignore[attr-defined]
     if isinstance(func, MethodDescriptorType | WrapperDescriptorType) or func is vars(Tensor).get(name_of(func)):
-        return "call_method", func.__name__, nodes
+        return "call_method", name_of(func), nodes
     return "call_function", func, nodes
 
 
@@ -121,10 +126,12 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-_BINDINGS = (torch._C._nn, torch._C._linalg, torch._C._special, torch._C._fft)
+_BINDINGS: list[Any] = [getattr(torch._C, name) for name in ("_nn", "_linalg", "_special", "_fft")]
 
 # A number as the other operand becomes a tensor first; so it does in Python's binding.
-_AS_TENSOR = {getattr(torch.ops.aten, name).Scalar: getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
+_AS_TENSOR = {
+    getattr(torch.ops.aten, name).Scalar: getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")
+}
 
 _forms: dict[Any, Form] = {}
 
@@ -150,7 +157,7 @@ def _find(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Form
     if op.namespace == "aten":
         wanted = _first_kernel(op, args, kwargs)
         for kind, target in _candidates(op, args):
-            call = target if kind == "call_function" else getattr(type(args[0]), target)
+            call: Any = target if kind == "call_function" else getattr(Tensor, target)
             found = _first_kernel(call, args, kwargs)
             if wanted is not None and found is not None and _same((_AS_TENSOR.get(op, wanted[0]), *wanted[1:]), found):
                 return kind, target
@@ -160,7 +167,7 @@ def _find(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Form
 def _candidates(op: OpOverload, args: tuple[Any, ...]) -> list[Form]:
     name = op._schema.name.partition("::")[2]
     found: list[Form] = []
-    binding = emitter(op)
+    binding: Any = emitter(op)
     if binding is not op:
         found.append(("call_function", binding))
     if args and isinstance(args[0], Tensor) and callable(getattr(Tensor, name, None)):

@@ -31,6 +31,8 @@ def ambient() -> tuple[Any, ...]:
 def traits(x: Any) -> tuple[Any, ...]:
     """Return what a program depends on in a leaf of its arguments: of a tensor all but the values."""
     if isinstance(x, Tensor):
+        if x.layout is not torch.strided or x.is_nested:
+            return type(x), x.layout
         return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_complex() and x.is_conj()
     if type(x) in (int, bool, str, float, complex, type(None), torch.dtype, torch.device):
         return type(x), repr(x)  # apart are 1, 1.0 and True, 0.0 and -0.0; one are nan and nan
@@ -59,6 +61,7 @@ class Program:
         self.leaves = [None if isinstance(x, Tensor) else x for x in recorder.inputs]  # alive, as their ids are known
         self.spec = spec
         args_spec, kwargs_spec = spec[2]
+        self.unpack = unpacker(spec)
         self.flat = not kwargs_spec[2] and all(child is None for child in args_spec[2])  # the leaves are the arguments
         self._traits = [traits(x) for x in recorder.inputs]
         self._ambient = ambient()
@@ -94,8 +97,8 @@ class Program:
             if not kwargs and len(args) == len(self.leaves):
                 return self._replay(*args)
             raise CaptureError(f"vmap: the program of {self.name} takes {len(self.leaves)} positional arguments.")
-        leaves: list[Any] = []
-        if _tree.flatten((args, kwargs), leaves) != self.spec:
+        leaves = self.unpack(args, kwargs)
+        if leaves is None:
             raise CaptureError(
                 f"vmap: the arguments have another structure than those that the program of {self.name} was captured "
                 f"with. Instead: capture again, or use vmap_core.compile."
@@ -114,8 +117,8 @@ class Program:
                     raise CaptureError(f"{head} another value for leaf {i} of its arguments than {x!r}. {hint}")
                 k = next(k for k in range(len(names)) if got[k] != wanted[k])
                 raise CaptureError(f"{head} {names[k]} {wanted[k]} for leaf {i} of its arguments, not {got[k]}. {hint}")
-        names = "grad mode", "inference mode", "default dtype", "autocast"
-        for what, wanted, got in zip(names, self._ambient, ambient(), strict=True):
+        states = "grad mode", "inference mode", "default dtype", "autocast"
+        for what, wanted, got in zip(states, self._ambient, ambient(), strict=True):
             if wanted != got:
                 raise CaptureError(f"{head} {what} {wanted}, and is called with {got}. {hint}")
         raise CaptureError(f"{head} captured tensors of another shape, dtype or requires_grad. {hint}")
@@ -132,9 +135,7 @@ class Program:
         lines = [f"# {self.name}"]
         for node in self.graph_module.graph.nodes:
             if node.op == "placeholder":
-                like = node.meta["like"]
-                kind = f"{like.dtype} {tuple(like.shape)}" if isinstance(like, Tensor) else repr(like)
-                lines.append(f"# {node.name}: {kind}")
+                lines.append(f"# {node.name}: {node.meta['kind']}")
         body = [line.partition("  #")[0].rstrip() for line in self.graph_module.code.strip().splitlines()]
         body = [line.partition(";  ")[0] for line in body if line.strip()]
         return "\n".join(lines + [line for line in body if not line.startswith("torch.fx._symbolic_trace")])
@@ -148,8 +149,8 @@ def _fast_check(tensors: list[Tensor]) -> Callable[..., bool]:
     try:
         from torch._C._dynamo.guards import TensorGuards
 
-        shapes = [list(x.shape) for x in tensors]
-        strides = [list(x.stride()) for x in tensors]
+        shapes: Any = [list(x.shape) for x in tensors]
+        strides: Any = [list(x.stride()) for x in tensors]
         guards = TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides)
         check: Callable[..., bool] = guards.check
         return check
@@ -159,6 +160,42 @@ def _fast_check(tensors: list[Tensor]) -> Callable[..., bool]:
 
 def _captured_traits(x: Tensor) -> tuple[Any, ...]:
     return x.requires_grad, x.shape, x.dtype
+
+
+def unpacker(spec: Any) -> Callable[[Any, Any], Any]:
+    """Return a function that takes ``(args, kwargs)`` apart: their leaves, or None for another structure than ``spec``."""
+    names: dict[str, Any] = {}
+    checks: list[str] = []
+    leaves: list[str] = []
+
+    def visit(spec: Any, at: str) -> bool:
+        if spec is None:
+            leaves.append(at)
+            return True
+        kind, context, children = spec
+        if kind not in (tuple, list, dict):
+            return False
+        names[f"k{len(names)}"] = kind
+        checks.append(f"type({at}) is k{len(names) - 1} and len({at}) == {len(children)}")
+        if kind is not dict:
+            return all(visit(child, f"{at}[{i}]") for i, child in enumerate(children))
+        names[f"k{len(names)}"] = context
+        checks.append(f"list({at}) == k{len(names) - 1}")
+        return all(type(k) is str and visit(child, f"{at}[{k!r}]") for k, child in zip(context, children, strict=True))
+
+    if visit(spec[2][0], "args") and visit(spec[2][1], "kwargs"):
+        exec(
+            f"def unpack(args, kwargs):\n    return ({', '.join([*leaves, ''])}) if {' and '.join(checks)} else None",
+            names,
+        )
+        made: Callable[[Any, Any], Any] = names["unpack"]
+        return made
+
+    def flatten(args: Any, kwargs: Any) -> Any:
+        found: list[Any] = []
+        return found if _tree.flatten((args, kwargs), found) == spec else None
+
+    return flatten
 
 
 class _Source:

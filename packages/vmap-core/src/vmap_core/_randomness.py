@@ -71,24 +71,29 @@ def _has_device(a: Any) -> bool:
 @contextlib.contextmanager
 def rewinding(args: Any) -> Iterator[Callable[[], None]]:
     """Yield a function that takes the generators of a call back to where they stood before it."""
-    from ._watch import current
-
-    recorder = current()
-    call = (lambda func, *args: func(*args)) if recorder is None else recorder.generator_call
-    states = [(g, call(generator_state, g)) for g in generators(args)]
+    states = [(g, generator_state(g)) for g in generators(args)]
 
     def rewind() -> None:
         for generator, state in states:
-            call(set_generator_state, generator, state)
+            set_generator_state(generator, state)
 
     yield rewind
 
 
 def generator_state(generator: torch.Generator) -> torch.Tensor:
     """Return a generator's state."""
-    return generator.get_state()
+    state: torch.Tensor = _recorded(torch.Generator.get_state, generator)
+    return state
 
 
 def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
     """Set a generator's state."""
-    generator.set_state(state)
+    _recorded(torch.Generator.set_state, generator, state)
+
+
+def _recorded(method: Callable[..., Any], *args: Any) -> Any:
+    """Call a generator's method, also in the program that is being captured."""
+    from ._watch import current
+
+    recorder = current()
+    return method(*args) if recorder is None else recorder.generator_call(method, *args)

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from . import _emit
-from ._errors import CaptureError, user_location
+from ._errors import CaptureError
 from ._randomness import TAG as RANDOM
 from ._randomness import generators
+from ._values import Values, layout_of, state_of_grad, storage_of, tensors_of
 
 aten = torch.ops.aten
 
@@ -55,129 +56,23 @@ class Call:
         self.may_index = self.indexes = False
 
 
-class Recorder:
-    """What is known of a run.
-
-    A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
-    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws; ``shape``, ``dtype`` and ``stride`` of a tensor; ``like``, the value of
-    a placeholder.
+class Recorder(Values):
+    """Records what the modes see.
 
     Attributes:
-        graph: the graph so far.
         strict: raise where something cannot be captured; else go on with the run, unrecorded.
         failure: why the run could not be captured, if it could not.
         paused: whether what runs is of no interest (it is shown to a reader).
-        inputs: the leaves of the arguments.
-        captured: tensors from outside, with their placeholders.
-        constants: further objects from outside, by the name that the graph has for them.
     """
 
     def __init__(self, strict: bool) -> None:
         """Start with an empty graph."""
-        self.graph = Graph()
+        super().__init__()
         self.strict = strict
         self.failure: CaptureError | None = None
         self.paused = False
-        self.inputs: list[Any] = []
-        self.captured: list[tuple[Tensor, Node]] = []
-        self.constants: dict[str, Any] = {}
         self._running: Call | None = None
-        self._nodes: dict[int, Node] = {}
-        self._detached: dict[int, Tensor] = {}
-        self._inner: dict[int, Call] = {}
-        self._replaced: dict[Node, Node] = {}  # by what a call was taken apart into
-        self._made: set[int] = set()  # storages
-        self._input_storages: set[int] = set()
-        self._alive: list[Any] = []  # ids stay unique while their objects live
-        self._grads: list[tuple[Tensor, Any, int]] = []
         self._states = {torch.default_generator: torch.default_generator.get_state()}
-        self._tracked_writes = False
-        self._first = self._node("call_function", print, (), {}, False, False)  # placeholders go before it
-
-    # tensors
-
-    def add_input(self, leaf: Any, name: str) -> Any:
-        """Make a placeholder for a leaf of the arguments, and return what the function is to get for it.
-
-        That is an alias, so that the same tensor captured by the function is told apart.
-        """
-        self.inputs.append(leaf)
-        node = self._placeholder(name, leaf)
-        if not isinstance(leaf, Tensor):
-            return leaf
-        self._input_storages.add(storage_of(leaf))
-        with torch.enable_grad():
-            alias = leaf.view_as(leaf)
-        self._know(alias, node)
-        return alias
-
-    def _placeholder(self, name: str, value: Any) -> Node:
-        with self.graph.inserting_before(self._first):
-            node = self.graph.placeholder(name)
-        tracked = isinstance(value, Tensor) and value.requires_grad
-        node.meta.update(tracked=tracked, grad=True, impure=False, like=value)
-        if isinstance(value, Tensor):
-            node.meta.update(_layout(value))
-        if tracked and value.is_leaf:
-            self._grads.append((value, *_state_of_grad(value)))
-        return node
-
-    def _know(self, x: Tensor, node: Node) -> None:
-        self._nodes[id(x)] = node
-        self._alive.append(x)
-
-    def is_outside(self, x: Any) -> bool:
-        """Tell whether a tensor is an input or comes from outside the function."""
-        node = self._nodes.get(id(x))
-        return node.op == "placeholder" if node is not None else id(x) not in self._detached and id(x) not in self._inner
-
-    def same_value(self, x: Any, of: Any) -> None:
-        """Say that a tensor has the value of another one."""
-        self._know(x, self.node_of(of))
-
-    def node_of(self, x: Tensor) -> Node:
-        """Return the node whose value a tensor is.
-
-        Raises:
-            CaptureError: it was made during the run in a way that cannot be recorded.
-        """
-        if id(x) not in self._nodes and id(x) in self._inner:
-            self._expand(self._inner[id(x)])
-        node = self._nodes.get(id(x))
-        if node is not None:
-            while node in self._replaced:
-                node = self._nodes[id(x)] = self._replaced[node]
-            return node
-        return self._node_of_detached(x) if id(x) in self._detached else self._capture(x)
-
-    def _node_of_detached(self, x: Tensor) -> Node:
-        """An alias: autograd makes one to save an output, and one, with the graph on it again, to give it back."""
-        source = x
-        while id(source) in self._detached and id(source) not in self._nodes:
-            source = self._detached[id(source)]
-        node = self.node_of(source)
-        if node.meta["tracked"] and not x.requires_grad:
-            node = self._node("call_method", "detach", (node,), {}, False, False)
-        self._know(x, node)
-        return node
-
-    def _capture(self, x: Tensor) -> Node:
-        storage = storage_of(x)
-        made = storage in self._made or torch._C._functorch.is_functorch_wrapped_tensor(x)
-        if storage in self._input_storages and type(x) is not Tensor:  # a Parameter, made of an input by Python alone?
-            made = made or all(x is not i for i in self.inputs)
-        if made or type(x) not in (Tensor, torch.nn.Parameter):
-            raise self.refusal(f"a {type(x).__name__} of shape {tuple(x.shape)} was made in a way that no call shows")
-        node = self._placeholder(f"captured_{len(self.captured)}", x)
-        self.captured.append((x, node))
-        self._know(x, node)
-        return node
-
-    # calls
-
-    def refusal(self, reason: str) -> CaptureError:
-        """Make the error for something that cannot be captured, at the user's line."""
-        return CaptureError(f"vmap: a program cannot be captured: {reason}, at {user_location()}.")
 
     def fail(self, error: CaptureError) -> None:
         """Stop recording: raise, or remember why and let the run go on."""
@@ -236,18 +131,12 @@ class Recorder:
             call.node.meta["tracked"] = False
         self._bind(call, out, call.node, {id(t) for t in tensors_of(given)})
 
-    def _node(self, kind: str, target: Any, args: Any, kwargs: Any, grad: bool, impure: bool) -> Node:
-        node = self.graph.create_node(kind, target, tuple(args), dict(kwargs))
-        leads = self._tracked_writes or any(n.meta["tracked"] for n in node.all_input_nodes)
-        node.meta.update(tracked=grad and leads, leads=leads, grad=grad, impure=impure)
-        return node
-
     def _bind(self, call: Call, out: Any, node: Node, arguments: set[int]) -> None:
         """Say which tensors a node has made. One that was an argument stays what it is."""
         if call.writes and node.meta["tracked"]:
             self._tracked_writes = True  # the graph of what was written, of its base and its views is another now
         if isinstance(out, Tensor):
-            node.meta.update(_layout(out))
+            node.meta.update(layout_of(out))
             if id(out) not in arguments or id(out) not in self._nodes:
                 self._know(out, node)
         elif isinstance(out, list | tuple):
@@ -257,38 +146,6 @@ class Recorder:
                     item.meta["tracked"] = node.meta["tracked"]
                     call.items.append(item)
                     self._bind(call, o, item, arguments)
-
-    def _as_nodes(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        for t in tensors_of((args, kwargs)):
-            self.node_of(t)  # first all of them: one may take apart the call that has made another
-        return tuple(map(self._as_node, args)), {k: self._as_node(v) for k, v in kwargs.items()}
-
-    def _as_node(self, a: Any) -> Any:
-        """Return an argument as the graph has it."""
-        kind = type(a)
-        if isinstance(a, Tensor):
-            return self.node_of(a)
-        if isinstance(a, tuple):
-            return tuple(map(self._as_node, a))
-        if kind is list:
-            return list(map(self._as_node, a))
-        if kind is dict:
-            return {k: self._as_node(v) for k, v in a.items()}
-        if kind is slice:
-            return slice(*map(self._as_node, (a.start, a.stop, a.step)))
-        if kind in _emit.PLAIN:
-            return a
-        if kind is torch.Generator and all(a is not g for g in (*self.inputs, *self._states)):
-            raise self.refusal("a torch.Generator that is not an argument may be another one in the next call")
-        return self.constant(a)
-
-    def constant(self, value: Any) -> Node:
-        """Return a node for an object that the program holds by identity."""
-        name = next((n for n, known in self.constants.items() if known is value), None)
-        if name is None:
-            name = f"constant_{len(self.constants)}"
-            self.constants[name] = value
-        return self._node("get_attr", name, (), {}, False, False)
 
     # operations of ATen
 
@@ -342,7 +199,9 @@ class Recorder:
         if not hasattr(call, "node"):
             return
         if call.indexes or not call.tape:
-            raise self.refusal(f"a derivative needs the places where a mask of {_emit.name_of(call.node.target)} is true")
+            raise self.refusal(
+                f"a derivative needs the places where a mask of {_emit.name_of(call.node.target)} is true"
+            )
         own = (call.node, *call.items)
         replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in own}
         with self.graph.inserting_before(call.node):
@@ -390,7 +249,7 @@ class Recorder:
         nodes, _ = self._as_nodes(args, {})
         out = func(*args)
         self._states[generator] = generator.get_state()
-        node = self._node("call_function", func, nodes, {}, False, True)
+        node = self._node("call_method", func.__name__, nodes, {}, False, not isinstance(out, Tensor))
         if isinstance(out, Tensor):
             self._know(out, node)
         return out
@@ -404,13 +263,12 @@ class Recorder:
             CaptureError: something happened during the run that a replay would not repeat.
         """
         for x, *state in self._grads:
-            if list(_state_of_grad(x)) != state:
+            if list(state_of_grad(x)) != state:
                 raise self.refusal(f"the function accumulates into the .grad of a tensor of shape {tuple(x.shape)}")
         nodes, _ = self._as_nodes([o for o in outputs if isinstance(o, Tensor)], {})
         self.graph.output(nodes)
         self.graph.erase_node(self._first)
         self._alive, self._inner, self._detached = [], {}, {}
-
 
     def drop_unused(self) -> None:
         """Forget captured tensors that no operation is left for."""
@@ -436,34 +294,6 @@ def _is_shown() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _layout(x: Tensor) -> dict[str, Any]:
-    return {"shape": tuple(x.shape), "dtype": x.dtype, "stride": x.stride() if x.layout is torch.strided else None}
-
-
-def _state_of_grad(x: Tensor) -> tuple[int, int]:
-    return id(x.grad), -1 if x.grad is None else x.grad._version
-
-
-def storage_of(x: Tensor) -> int:
-    """Return what identifies a tensor's memory."""
-    try:
-        with torch._C.DisableTorchFunction():
-            return x.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # it has none
-        return id(x)
-
-
-def tensors_of(a: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in an argument or a result."""
-    if isinstance(a, Tensor):
-        yield a
-    elif isinstance(a, list | tuple):
-        for e in a:
-            yield from tensors_of(e)
-    elif isinstance(a, dict):
-        yield from tensors_of(list(a.values()))
 
 
 def _has_mask(indices: Any) -> bool:

@@ -74,7 +74,17 @@ def _is_ones(node: Node) -> bool:
     return node.target in (torch.ones, torch.ones_like) or "ones" in node.meta
 
 
-_VIEWS = {torch.unsqueeze, torch.squeeze, torch.transpose, "unsqueeze", "squeeze", "expand", "view", "reshape", "transpose"}
+_VIEWS = {
+    torch.unsqueeze,
+    torch.squeeze,
+    torch.transpose,
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "view",
+    "reshape",
+    "transpose",
+}
 
 # Methods that give a tensor another shape, or another graph, in place.
 _CHANGE_METADATA = {

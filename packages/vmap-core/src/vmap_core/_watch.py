@@ -20,7 +20,8 @@ from ._emit import name_of
 from ._errors import CaptureError
 from ._lower import LoweredTensor
 from ._ownership import own_samples
-from ._record import Recorder, tensors_of
+from ._record import Recorder
+from ._values import tensors_of
 
 
 class Calls(TorchFunctionMode):
@@ -217,9 +218,7 @@ def _dual(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 _any: Any = Tensor
 
 # Methods in Python over one of the same name in C++, which comes here under the name of the first.
-_OVER_NATIVE = {
-    f for name, f in vars(Tensor).items() if type(f) is FunctionType and hasattr(torch._C.TensorBase, name)
-}
+_OVER_NATIVE = {f for name, f in vars(Tensor).items() if type(f) is FunctionType and hasattr(torch._C.TensorBase, name)}
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((_any.__repr__, _any.__format__, _any.__str__, _any.__hash__), _show),
     **dict.fromkeys(
