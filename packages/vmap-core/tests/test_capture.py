@@ -293,6 +293,17 @@ def test_what_cannot_be_captured(function, match):
     assert "test_capture.py" in str(caught.value)
 
 
+def test_an_error_that_the_function_catches():
+    def function(x):
+        try:
+            return x * WEIGHTS.sum().item()
+        except RuntimeError:
+            return x
+
+    with pytest.raises(CaptureError, match="reads the value"):
+        capture(vmap(function), *one())
+
+
 def test_reads_of_batched_values_stay_what_they_are():
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
         capture(vmap(lambda x: x if x.sum() > 0 else -x), *one())
