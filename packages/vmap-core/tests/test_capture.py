@@ -1,6 +1,8 @@
 """`capture`: programs against the mapped functions they were captured from, on other values."""
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,23 @@ def test_output_that_is_an_input():
     program = capture(vmap(lambda a: (a, a.shape[0]), out_dims=(0, None)), torch.randn(4, 5))
     out, number = program(x)
     assert out is x and number == 5
+
+
+def test_memory_of_outputs():
+    x = torch.randn(4, 5)
+    program = capture(vmap(lambda a: (a[None], a.detach(), a.detach(), a * torch.ones(5))), torch.randn(4, 5))
+    view, one_alias, other_alias, product = program(x)
+    assert view.data_ptr() == one_alias.data_ptr() == x.data_ptr() != product.data_ptr()
+    assert one_alias is not other_alias and one_alias is not x
+
+
+def test_the_example_is_not_kept():
+    example = torch.randn(4, 5)
+    gone = weakref.ref(example)
+    program = capture(vmap(lambda a: torch.sin(a) * a), example)
+    del example
+    gc.collect()
+    assert gone() is None and program(torch.zeros(4, 5)).sum() == 0
 
 
 def test_writes_to_arguments():
@@ -291,6 +310,17 @@ def test_what_cannot_be_captured(function, match):
     finally:
         LEAF.requires_grad_()
     assert "test_capture.py" in str(caught.value)
+
+
+def test_an_error_that_the_function_catches():
+    def function(x):
+        try:
+            return x * WEIGHTS.sum().item()
+        except RuntimeError:
+            return x
+
+    with pytest.raises(CaptureError, match="reads the value"):
+        capture(vmap(function), *one())
 
 
 def test_reads_of_batched_values_stay_what_they_are():

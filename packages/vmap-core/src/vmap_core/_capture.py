@@ -48,10 +48,13 @@ def capture(vmapped: Callable[..., Any], *example_args: Any, **example_kwargs: A
         >>> program(torch.full((4, 3), 2.0), torch.ones(4, 3))
         tensor([6., 6., 6., 6.])
     """
-    return record(vmapped, example_args, example_kwargs, strict=True)[0]
+    program, _ = record(vmapped, example_args, example_kwargs, strict=True)
+    if isinstance(program, CaptureError):  # something has caught it on its way
+        raise program
+    return program
 
 
-def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tuple[Any, Any]:
+def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tuple[Program | CaptureError, Any]:
     """Run a function and record it.
 
     Args:
@@ -64,23 +67,13 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
         The program, or the CaptureError that says why there is none; and what the function returned.
     """
     recorder = Recorder(strict)
-    if current_levels() or torch._C._are_functorch_transforms_active():
-        recorder.fail(
-            CaptureError("vmap: a program cannot be captured inside a mapped function or a torch.func transform.")
-        )
-        return recorder.failure, func(*args, **kwargs)
     leaves: list[Any] = []
     spec = _tree.flatten((args, kwargs), leaves)
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and (
-            type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.layout != torch.strided
-        ):
-            recorder.fail(
-                CaptureError(
-                    f"vmap: a program cannot be captured: an argument is a {type(leaf).__name__}, {leaf.layout}."
-                )
-            )
-            return recorder.failure, func(*args, **kwargs)
+    unfit = _unfit(leaves)
+    if unfit is not None:
+        error = recorder.refusal(unfit)
+        recorder.fail(error)
+        return error, func(*args, **kwargs)
     names = _names(func, args, kwargs, leaves)
     aliases = [recorder.add_input(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     own_args, own_kwargs = _tree.unflatten(spec, iter(aliases))
@@ -100,6 +93,18 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
     simplify(recorder.graph, torch.is_grad_enabled())
     recorder.drop_unused()
     return Program(recorder, function_name(func), spec, out_spec, out_leaves), out
+
+
+def _unfit(leaves: list[Any]) -> str | None:
+    """Say why a run with these leaves as arguments cannot be recorded here, if it cannot."""
+    if current_levels() or torch._C._are_functorch_transforms_active():
+        return "it would be one inside a mapped function or a transform of torch.func"
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and (
+            type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.layout != torch.strided
+        ):
+            return f"an argument is a {type(leaf).__name__}, {leaf.layout}"
+    return None
 
 
 def _names(func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> list[str]:
