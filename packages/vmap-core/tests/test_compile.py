@@ -327,3 +327,11 @@ class TestTorchCompile:
             for _ in range(2):
                 x = torch.randn(4, 5)
                 torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_a_compiled_function_inside_runs_as_it_is():
+    compiled = torch.compile(lambda x: x.sin().sum(), backend="eager", fullgraph=True)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(vmap(compiled)(x), x.sin().sum(1))
+    assert vmap(vmap(lambda x: compiled(x) + x))(x[:, :, None]).shape == (4, 3, 1)
+    torch.testing.assert_close(compiled(x), x.sin().sum())  # and is compiled outside
