@@ -74,6 +74,19 @@ def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 def by_elements(key: Any) -> Plan:
     """Make the plan of a call with lists: the types in a list, too, decide between overloads."""
+    if key[1] is list and _LISTS.isdisjoint(key[2:]):  # one list, in front, as for cat and stack
+        plans: dict[Any, Plan] = {}
+
+        def plan_by_first(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            plan = plans.get(frozenset(map(type, args[0])))
+            if plan is None:
+                plan = make_plan(level, key[0], args, kwargs)
+                types = frozenset(map(type, args[0]))
+                if _LISTS.isdisjoint(types):
+                    plans[types] = plan
+            return plan(level, args, kwargs)
+
+        return plan_by_first
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         full = (key, *map(_element_types, args), *map(_element_types, kwargs.values()))

@@ -65,6 +65,8 @@ def from_rule(
     emit = getattr(rule.function, "emit", None)
     if emit is not None:
         return _shortcuts.pointwise_plan(emit, general, types)
+    if types[:1] == [list] and set(map(type, args[0])) == {BatchedTensor} and not _has_tensor(args[1:]) and not kwargs:
+        return _shortcuts.list_plan(rule.function, general, (None,) * (len(args) - 1))
     if alone and not kwargs and _plain(rule):
         return _shortcuts.single_plan(rule.function, general, (None,) * (len(args) - 1))
     if len(args) == 2 and not kwargs and all(isinstance(a, Tensor) for a in args) and _plain(rule):

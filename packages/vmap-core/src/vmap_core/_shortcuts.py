@@ -50,6 +50,21 @@ def pair_plan(function: Callable[..., Any], general: Plan) -> Plan:
     return plan
 
 
+def list_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...]) -> Plan:
+    """Make the short cut of an operation on a list of tensors, all of them batched."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = args[0]
+        for x in tensors:
+            if x._level is not level or x._bdim is None:
+                return general(level, args, kwargs)
+        dims = [x._bdim for x in tensors]
+        out, bdim = function(level, (dims, *rest), [x._value for x in tensors], *args[1:])
+        return BatchedTensor(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
+
+    return plan
+
+
 def arranged_plan(function: Callable[..., Any], general: Plan, arrange: Arrange) -> Plan:
     """Make the same short cut for a call whose arguments have another order, or names."""
 
@@ -96,6 +111,19 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
                     else:
                         a = a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:])
                     return BatchedTensor(emit(a, b), 0, level)
+            return general(level, args, kwargs)
+
+        return plan
+    if types == [BatchedTensor] * 3:
+
+        def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x, y, z = args
+            bdim = x._bdim
+            if x._level is level and y._level is level and z._level is level and not kwargs:
+                if bdim is not None and bdim == y._bdim and bdim == z._bdim:
+                    a, b, c = x._value, y._value, z._value
+                    if a.ndim == b.ndim == c.ndim:
+                        return BatchedTensor(emit(a, b, c), bdim, level)
             return general(level, args, kwargs)
 
         return plan

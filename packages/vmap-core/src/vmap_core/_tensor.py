@@ -233,8 +233,8 @@ def contiguous_strides(shape: torch.Size, strides: tuple[int, ...], fmt: torch.m
 
 
 def _method(func: Any, name: str) -> Callable[..., Any]:
-    def method(self: BatchedTensor, *args: Any, **kwargs: Any) -> Any:
-        return _dispatch.dispatch(func, (self, *args), kwargs)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return _dispatch.dispatch(func, args, kwargs)
 
     method.__name__, method.__doc__ = name, f"See torch.Tensor.{name}."
     return method

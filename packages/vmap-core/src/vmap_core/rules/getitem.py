@@ -195,7 +195,7 @@ _ALL = slice(None)
 def getitem(info: Any, x: Any, index: Any) -> Any:
     """``x[index]``: a view for a basic index, one gathering operation for an advanced one."""
     parts = index if type(index) is tuple else (index,)
-    if all(type(p) in _BASIC for p in parts):
+    if _BASIC.issuperset(map(type, parts)):
         if type(x) is not BatchedTensor or x._level is not info:
             return x[index]  # a view of a tensor from outside
         if x._bdim == 0:

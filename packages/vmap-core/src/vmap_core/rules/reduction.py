@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .._dims import physical_dims, to_front
-from .._dispatch import emitter
+from .._dispatch import call, call_inherent, emitter
 from .._families import along_dim, reduction
 from .._registry import RuleFunction, RulePack
 
@@ -241,3 +241,13 @@ def norm_scalar(info, in_dims, x, p=2):
 def norm_dtype(info, in_dims, x, p, *, dtype):
     """(*) -> ()."""
     return torch.linalg.vector_norm(flat(x, in_dims[0]), 2 if p is None else p, 1, dtype=dtype), 0
+
+
+@pack.logical(torch.norm, torch.Tensor.norm)
+def norm(info, x, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    """(*) -> (*) without ``dim``: PyTorch's Python functions, straight to the operator that they choose."""
+    dims = [dim] if isinstance(dim, int) else dim
+    if out is not None or (isinstance(p, str) and (p != "fro" or (dims is not None and len(dims) > 2))):
+        return call_inherent(info, torch.norm, (x, p, dim, keepdim, out, dtype), {})
+    order = 2.0 if p is None or p == "fro" else p
+    return call(info, torch.linalg.vector_norm, (x, order, dims, keepdim), {} if dtype is None else {"dtype": dtype})
