@@ -1,14 +1,7 @@
-"""Per-sample gradients, Jacobians and Hessians beside torch.func and torch.autograd.functional, in one run.
-
-Run ``python -m tests.benchmarks.gradients [--json FILE] [--rows REGEX]``. Single thread.
-"""
+"""Per-sample gradients, Jacobians and Hessians beside torch.func, torch.autograd.functional and the loop."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +12,8 @@ from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import vmap_autograd as ours
-from tests.benchmarks.timing import in_turn
+from tests.benchmarks.timing import Row, Run
 from vmap_core import vmap
-
-Row = dict[str, Callable[[], Any]]
 
 
 def mlp() -> nn.Module:
@@ -52,7 +43,7 @@ class Classifier(nn.Module):
         return self.head(self.encoder(self.embedding(tokens)).mean(-2))
 
 
-def per_sample(model: nn.Module, x: Any) -> Row:
+def per_sample(model: nn.Module, x: Any) -> dict[str, Run]:
     """Per-sample gradients of a model's cross entropy: in_dims (None, 0, 0)."""
     params = {k: v.detach() for k, v in model.named_parameters()}
     y = torch.randint(10, (len(x),))
@@ -73,7 +64,7 @@ def per_sample(model: nn.Module, x: Any) -> Row:
     return {"ours": lambda: mine(params, x, y), "torch.func": lambda: peer(params, x, y), "loop": by_hand}
 
 
-def logistic_hessian(dim: int) -> Row:
+def logistic_hessian(dim: int) -> dict[str, Run]:
     """The Hessian of a logistic regression's loss on 100 points."""
     x, y, w = torch.randn(100, dim), torch.randint(2, (100,)).float(), torch.randn(dim)
 
@@ -88,7 +79,7 @@ def logistic_hessian(dim: int) -> Row:
     }
 
 
-def jacobian(outputs: int, inputs: int, reverse: bool) -> Row:
+def jacobian(outputs: int, inputs: int, reverse: bool) -> dict[str, Run]:
     """The Jacobian of a small network's outputs."""
     first, second, x = torch.randn(64, inputs) / 8, torch.randn(outputs, 64) / 8, torch.randn(inputs)
 
@@ -105,7 +96,7 @@ def jacobian(outputs: int, inputs: int, reverse: bool) -> Row:
     }
 
 
-def mapped_hessian() -> Row:
+def mapped_hessian() -> dict[str, Run]:
     """A 6-dim Hessian for each of 64 samples."""
     x, w = torch.randn(64, 6), torch.randn(8, 6)
 
@@ -120,10 +111,10 @@ def mapped_hessian() -> Row:
     }
 
 
-def rows() -> dict[str, Callable[[], Row]]:
-    """Return what makes each row, by name."""
+def rows() -> list[Row]:
+    """Return the rows."""
     torch.manual_seed(0)
-    return {
+    made: dict[str, Callable[[], dict[str, Run]]] = {
         "per-sample gradients: MLP 64-128-10, batch 128": lambda: per_sample(mlp(), torch.randn(128, 64)),
         "per-sample gradients: CNN, batch 32": lambda: per_sample(cnn(), torch.randn(32, 1, 16, 16)),
         "per-sample gradients: transformer, batch 32": lambda: per_sample(Classifier(), torch.randint(50, (32, 16))),
@@ -132,37 +123,4 @@ def rows() -> dict[str, Callable[[], Row]]:
         "jacrev: 20 outputs, 100 inputs": lambda: jacobian(20, 100, True),
         "jacfwd: 100 outputs, 20 inputs": lambda: jacobian(100, 20, False),
     }
-
-
-COLUMNS = ("loop", "autograd.functional", "torch.func", "ours")
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as text: milliseconds a call, and the ratio to torch.func."""
-    head = f"{'milliseconds':<50}" + "".join(f"{c:>21}" for c in COLUMNS) + f"{'ours/torch.func':>17}"
-    lines = [head, "-" * len(head)]
-    for r in results:
-        times = "".join(f"{r[c] / 1e3:>21.2f}" if c in r else " " * 21 for c in COLUMNS)
-        lines.append(f"{r['row']:<50}{times}{r['ours'] / r['torch.func']:>17.2f}")
-    mean = math.exp(sum(math.log(r["ours"] / r["torch.func"]) for r in results) / len(results))
-    lines.append(f"geometric mean of ours/torch.func: {mean:.2f}")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--rows", default="", help="only rows whose name matches this expression")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    results = [{"row": name, **in_turn(make())} for name, make in rows().items() if re.search(options.rows, name)]
-    print(f"torch {torch.__version__}, 1 thread")
-    print(table(results))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"torch": torch.__version__, "rows": results}, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()
+    return [Row(name, make, grad=True) for name, make in made.items()]

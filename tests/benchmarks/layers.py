@@ -1,17 +1,8 @@
-"""Layers of torch.nn over a batch: beside torch.func.vmap, code that has the batch written in, and a loop.
-
-Run ``python -m tests.benchmarks.layers [--json FILE]``. Single thread, float32, no gradients but where a row says so;
-all ways of a row are timed in turn. A dash: the peer raises.
-"""
+"""Layers beside torch.func, code that has the batch written in, and the loop."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
-from tests.benchmarks.timing import in_turn
+from tests.benchmarks.timing import Row, Run
 from vmap_core import vmap
 from vmap_nn import Ensemble
-
-Run = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: a way to run it by name, and whether gradients are on."""
-
-    name: str
-    runs: dict[str, Run]
-    grad: bool = False
 
 
 def mapped(sample: Callable[..., Any], dims: Any, args: tuple[Any, ...], by_hand: Run, loop: Run) -> dict[str, Run]:
@@ -126,27 +106,27 @@ def rows() -> list[Row]:
 
     logits = torch.randn(32, 16, 10)
     return [
-        Row("conv2d, weights shared", shared(conv, torch.randn(8, 2, 8, 16, 16))),
+        Row("conv2d, weights shared", lambda: shared(conv, torch.randn(8, 2, 8, 16, 16))),
         Row(
             "conv2d, weights and input mapped",
-            mapped(
+            lambda: mapped(
                 F.conv2d, 0, (images, filters), lambda: own_filters(images, filters),
                 lambda: [F.conv2d(x, w) for x, w in zip(images, filters, strict=True)],
             ),
         ),
-        Row("batch norm, eval", shared(norm, torch.randn(8, 4, 16, 8, 8))),
-        Row("CNN forward, batch 8 of 4 images", shared(cnn(), torch.randn(8, 4, 3, 16, 16))),
-        Row("transformer layer, batch 8 of 4", shared(encoder, torch.randn(8, 4, 16, 64)), grad=True),
-        Row("LSTM, 2 layers, 20 steps, batch 16 of 4", shared(nn.LSTM(32, 64, 2), torch.randn(16, 20, 4, 32), False)),
-        Row("GRU, 20 steps, batch 16 of 4", shared(nn.GRU(32, 64), torch.randn(16, 20, 4, 32), False)),
-        Row("ensemble of 10 MLPs 64-128-10, batch 32", members(mlp, 10, torch.randn(32, 64), mlp_by_hand)),
-        Row("ensemble of 10 CNNs, 4 images", members(cnn, 10, torch.randn(4, 3, 16, 16), None)),
-        Row("ensemble of 10 LSTMs, 20 steps", members(lambda: Only(nn.LSTM(32, 64)), 10, torch.randn(20, 4, 32), None)),
-        Row("attention (4, 4, 64, 32), batch 8", attention(8, causal=False, grad=False)),
-        Row("attention, causal, with gradients", attention(8, causal=True, grad=True), grad=True),
+        Row("batch norm, eval", lambda: shared(norm, torch.randn(8, 4, 16, 8, 8))),
+        Row("CNN forward, batch 8 of 4 images", lambda: shared(cnn(), torch.randn(8, 4, 3, 16, 16))),
+        Row("transformer layer, batch 8 of 4", lambda: shared(encoder, torch.randn(8, 4, 16, 64)), grad=True),
+        Row("LSTM, 2 layers, 20 steps, batch 16 of 4", lambda: shared(nn.LSTM(32, 64, 2), torch.randn(16, 20, 4, 32), False)),
+        Row("GRU, 20 steps, batch 16 of 4", lambda: shared(nn.GRU(32, 64), torch.randn(16, 20, 4, 32), False)),
+        Row("ensemble of 10 MLPs 64-128-10, batch 32", lambda: members(mlp, 10, torch.randn(32, 64), mlp_by_hand)),
+        Row("ensemble of 10 CNNs, 4 images", lambda: members(cnn, 10, torch.randn(4, 3, 16, 16), None)),
+        Row("ensemble of 10 LSTMs, 20 steps", lambda: members(lambda: Only(nn.LSTM(32, 64)), 10, torch.randn(20, 4, 32), None)),
+        Row("attention (4, 4, 64, 32), batch 8", lambda: attention(8, causal=False, grad=False)),
+        Row("attention, causal, with gradients", lambda: attention(8, causal=True, grad=True), grad=True),
         Row(
             "cross_entropy, batch 32 of 16",
-            mapped(
+            lambda: mapped(
                 F.cross_entropy, 0, (logits, classes),
                 lambda: F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view(32, 16).mean(1),
                 lambda: torch.stack([F.cross_entropy(x, t) for x, t in zip(logits, classes, strict=True)]),
@@ -171,60 +151,3 @@ class Only(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs."""
         return self.layer(x)[0]
-
-
-def works(run: Run) -> bool:
-    """Tell whether a way runs at all."""
-    try:
-        run()
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
-
-
-def measure(pattern: str = "") -> list[dict[str, Any]]:
-    """Time every row whose name holds ``pattern``."""
-    results = []
-    for row in rows():
-        if pattern in row.name:
-            with torch.set_grad_enabled(row.grad):
-                runs = {name: run for name, run in row.runs.items() if works(run)}
-                results.append({"row": row.name, **in_turn(runs, rounds=15)})
-    return results
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table: microseconds a call, and ratios."""
-    ways = ("loop", "by hand", "torch.func", "ours")
-    lines = [
-        "| layer | loop | by hand | torch.func | ours | ours/torch.func | ours/by hand | loop/ours |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in results:
-        times = [f"{r[w]:.0f}" if w in r else "—" for w in ways]
-        ratios = [f"{r['ours'] / r[w]:.2f}" if w in r else "—" for w in ("torch.func", "by hand")]
-        lines.append(f"| {r['row']} | {' | '.join(times)} | {' | '.join(ratios)} | {r['loop'] / r['ours']:.1f} |")
-    both = [r for r in results if "torch.func" in r]
-    mean = math.exp(sum(math.log(r["ours"] / r["torch.func"]) for r in both) / max(len(both), 1))
-    lines += ["", f"Geometric mean of ours/torch.func: {mean:.2f} (times in microseconds)."]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", default="", help="only rows whose name holds this")
-    parser.add_argument("--json", help="also write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the peer says where it loops
-    results = measure(options.rows)
-    print(f"torch {torch.__version__}, 1 thread, float32")
-    print(table(results))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"torch": torch.__version__, "rows": results}, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,17 @@
-"""Linear algebra over a batch: many small matrices and few large ones, beside torch.func.vmap, by hand, and a loop.
-
-Run ``python -m tests.benchmarks.linalg [--json FILE]``. Single thread; all four ways of a row are timed in turn.
-"""
+"""Linear algebra on many small and few large matrices, beside torch.func, code by hand and the loop."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.benchmarks.timing import in_turn
+from tests.benchmarks.timing import Row, Run
 from vmap_core import vmap
 
-SIZES = {"many small": (1024, 4), "few large": (4, 192)}
+SIZES = ((1024, 4), (4, 192))
 
 
 def inputs(count: int, n: int) -> dict[str, Tensor]:
@@ -34,9 +27,9 @@ def inputs(count: int, n: int) -> dict[str, Tensor]:
 
 
 # name -> (function of one sample, by hand, names of the inputs, in_dims)
-Row = tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...], tuple[int | None, ...]]
+Case = tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...], tuple[int | None, ...]]
 L = torch.linalg
-ROWS: dict[str, Row] = {
+CASES: dict[str, Case] = {
     "solve": (L.solve, L.solve, ("a", "b"), (0, 0)),
     "solve, one matrix for all": (L.solve, L.solve, ("shared", "b"), (None, 0)),
     "cholesky": (L.cholesky, L.cholesky, ("a",), (0,)),
@@ -62,60 +55,25 @@ def loop(function: Callable[..., Any], tensors: list[Tensor], dims: tuple[int | 
     return torch.stack(rows) if isinstance(rows[0], Tensor) else [torch.stack(c) for c in zip(*rows, strict=True)]
 
 
-def measure(pattern: str = "") -> list[dict[str, Any]]:
-    """Time every row whose name holds ``pattern``, for each size."""
-    results = []
-    for size, (count, n) in SIZES.items():
+def rows() -> list[Row]:
+    """Return every operation on every size."""
+
+    def ways(case: Case, data: dict[str, Tensor]) -> dict[str, Run]:
+        sample, by_hand, names, dims = case
+        tensors = [data[k] for k in names]
+        ours, peer = vmap(sample, in_dims=dims), torch.vmap(sample, in_dims=dims)
+        return {
+            "loop": lambda: loop(sample, tensors, dims),
+            "by hand": lambda: by_hand(*tensors),
+            "torch.func": lambda: peer(*tensors),
+            "ours": lambda: ours(*tensors),
+        }
+
+    made = []
+    for count, n in SIZES:
         data = inputs(count, n)
-        for name, (sample, by_hand, names, dims) in ROWS.items():
-            if pattern not in name:
-                continue
-            tensors = [data[k] for k in names]
-            times = in_turn(
-                {
-                    "ours": lambda f=vmap(sample, in_dims=dims), t=tensors: f(*t),
-                    "torch.func": lambda f=torch.vmap(sample, in_dims=dims), t=tensors: f(*t),
-                    "by hand": lambda f=by_hand, t=tensors: f(*t),
-                    "loop": lambda f=sample, t=tensors, d=dims: loop(f, t, d),
-                },
-                rounds=15 if n < 100 else 41,  # one call is a whole burst there
-            )
-            results.append({"row": name, "size": size, "shape": [count, n, n], **times})
-    return results
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table: microseconds a call, and ratios."""
-    lines = [
-        "| operation | matrices | loop | by hand | torch.func | ours | ours/torch.func | loop/ours |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in results:
-        count, n, _ = r["shape"]
-        lines.append(
-            f"| {r['row']} | {count} of {n}x{n} | {r['loop']:.0f} | {r['by hand']:.0f} | {r['torch.func']:.0f} "
-            f"| {r['ours']:.0f} | {r['ours'] / r['torch.func']:.2f} | {r['loop'] / r['ours']:.1f} |"
-        )
-    mean = math.exp(sum(math.log(r["ours"] / r["torch.func"]) for r in results) / len(results))
-    lines += ["", f"Geometric mean of ours/torch.func: {mean:.2f} (times in microseconds)."]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", default="", help="only rows whose name holds this")
-    parser.add_argument("--json", help="also write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the peer says where it loops
-    results = measure(options.rows)
-    print(f"torch {torch.__version__}, 1 thread, float32")
-    print(table(results))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"torch": torch.__version__, "rows": results}, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()
+        for name, case in CASES.items():
+            rounds = 15 if n < 100 else 41  # one call is a whole burst there
+            title = f"{name}, {count} of {n}x{n}"
+            made.append(Row(title, lambda case=case, data=data: ways(case, data), rounds=rounds))
+    return made

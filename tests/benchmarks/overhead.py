@@ -1,23 +1,44 @@
-"""What vmap itself costs: entry, and each operation, beside torch.func.vmap and hand-batched code in one run.
-
-Run ``python -m tests.benchmarks.overhead [--json FILE]``. Single thread, tensors of [8, 5]: nothing but overhead.
-"""
+"""What vmap itself costs: entry, and each operation. Tensors of [8, 5], so there is nothing but overhead to see."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.func import functional_call, stack_module_state
 from torch.nn.functional import linear, softmax
 
-from tests.benchmarks.timing import in_turn
-from vmap_core import vmap
+import vmap_autograd
+import vmap_core
+from tests.benchmarks.timing import Row, Run
+
+OURS = SimpleNamespace(vmap=vmap_core.vmap, grad=vmap_autograd.grad)
+Mapped = Callable[[Any], Callable[..., Any]]
 
 X, Y, W = torch.randn(8, 5), torch.randn(8, 5), torch.randn(5, 5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to map.
+
+    Attributes:
+        mapped: from a module that has ``vmap`` and ``grad`` (ours, ``torch.func``, ``jax``) to the mapped function.
+        by_hand: the same with the batch written in.
+        operations: operations in it.
+        args: the arguments.
+        in_jax: whether it says nothing but what JAX's arrays understand too.
+    """
+
+    mapped: Mapped
+    by_hand: Callable[..., Any]
+    operations: int
+    args: tuple[Any, ...] = (X, Y)
+    in_jax: bool = False
 
 
 def chain(step: Callable[..., Any], length: int) -> Callable[..., Any]:
@@ -31,76 +52,114 @@ def chain(step: Callable[..., Any], length: int) -> Callable[..., Any]:
     return run
 
 
-# name -> (per-sample function, hand-batched function, operations in it)
-ROWS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
-    "entry: dot": (torch.dot, lambda x, y: torch.linalg.vecdot(x, y), 1),
-    "operators: x*y+y, 100 ops": (chain(lambda x, y: x * y + y, 50),) * 2 + (100,),
-    "torch.sin, 100 ops": (chain(lambda x, y: torch.sin(x), 100),) * 2 + (100,),
-    "methods: x.mul(y), 100 ops": (chain(lambda x, y: x.mul(y), 100),) * 2 + (100,),
-    "with a number: x*0.5+1, 100 ops": (chain(lambda x, y: x * 0.5 + 1, 50),) * 2 + (100,),
-    "reductions: x-x.sum(), 100 ops": (
-        chain(lambda x, y: x - x.sum(0), 50),
-        chain(lambda x, y: x - x.sum(1, keepdim=True), 50),
-        100,
-    ),
-    "views: x.reshape(5,1).squeeze(1), 100 ops": (
-        chain(lambda x, y: x.unsqueeze(1).squeeze(1), 50),
-        chain(lambda x, y: x.unsqueeze(2).squeeze(2), 50),
-        100,
-    ),
-    "indexing: x[1:], cat, 100 ops": (
-        chain(lambda x, y: torch.cat([x[1:], x[:1]]), 33),
-        chain(lambda x, y: torch.cat([x[:, 1:], x[:, :1]], 1), 33),
-        99,
-    ),
-    "matmul: W @ x, 50 ops": (chain(lambda x, y: W @ x, 50), chain(lambda x, y: x @ W.T, 50), 50),
-    "linear + softmax, 50 ops": (chain(lambda x, y: softmax(linear(x, W), -1), 25),) * 2 + (50,),
-}
+def _steps(step: Any, length: int, batched: Any = None, operations: int = 0, in_jax: bool = False) -> Case:
+    sample, by_hand = chain(step, length), chain(batched or step, length)
+    return Case(lambda api: api.vmap(sample), by_hand, operations or length, in_jax=in_jax)
 
 
-def measure() -> list[dict[str, Any]]:
-    """Time every row."""
-    results = []
-    for name, (sample, batched, operations) in ROWS.items():
-        times = in_turn(
-            {
-                "ours": lambda f=vmap(sample): f(X, Y),
-                "torch.func": lambda f=torch.vmap(sample): f(X, Y),
-                "by hand": lambda f=batched: f(X, Y),
-            }
-        )
-        results.append({"row": name, "operations": operations, **times})
-    return results
+def _ensemble() -> Case:
+    models = [torch.nn.Linear(8, 8) for _ in range(10)]
+    params = {k: v.detach() for k, v in stack_module_state(models)[0].items()}  # type: ignore[arg-type]
+    return Case(
+        lambda api: api.vmap(lambda p, x: torch.relu(functional_call(models[0], p, (x,))), in_dims=(0, None)),
+        lambda p, x: torch.relu(torch.baddbmm(p["bias"][:, None], x.expand(10, *x.shape), p["weight"].mT)),
+        2,
+        (params, torch.randn(16, 8)),
+    )
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as text: microseconds a call, overhead an operation, and ratios."""
-    head = f"{'row':<44}{'by hand':>10}{'torch.func':>12}{'ours':>10}{'ours/peer':>11}{'overhead/op, ours | peer':>28}"
-    lines = [head, "-" * len(head)]
-    for r in results:
-        ours, peer = ((r[k] - r["by hand"]) / r["operations"] for k in ("ours", "torch.func"))
-        lines.append(
-            f"{r['row']:<44}{r['by hand']:>10.1f}{r['torch.func']:>12.1f}{r['ours']:>10.1f}"
-            f"{r['ours'] / r['torch.func']:>11.2f}{ours:>18.2f} |{peer:>8.2f}"
-        )
-    mean = math.exp(sum(math.log(r["ours"] / r["torch.func"]) for r in results) / len(results))
-    lines.append(f"geometric mean of ours/peer: {mean:.2f}    (times in microseconds)")
-    return "\n".join(lines)
+def _loss(w: Any, v: Any, x: Any, t: Any) -> Any:
+    return (linear(torch.tanh(linear(x, w)), v) - t).square().sum()
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", help="also write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    results = measure()
-    print(f"torch {torch.__version__}, 1 thread, tensors {tuple(X.shape)}")
-    print(table(results))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"torch": torch.__version__, "rows": results}, file, indent=1)
+def _gradients_by_hand(w: Any, v: Any, x: Any, t: Any) -> Any:
+    """The backward pass of `_loss` written out."""
+    h = torch.tanh(linear(x, w))
+    g = 2 * (linear(h, v) - t)
+    back = (g @ v) * (1 - h * h)
+    return back[:, :, None] * x[:, None], g[:, :, None] * h[:, None]
 
 
-if __name__ == "__main__":
-    main()
+def cases() -> dict[str, Case]:
+    """Return the cases by name."""
+    torch.manual_seed(0)
+    spd = torch.eye(6) + torch.randn(8, 6, 6).square() * 0.01
+    return {
+        "entry: dot": Case(lambda api: api.vmap(torch.dot), torch.linalg.vecdot, 1),
+        "operators: x*y+y, 100 ops": _steps(lambda x, y: x * y + y, 50, operations=100, in_jax=True),
+        "torch.sin, 100 ops": _steps(lambda x, y: torch.sin(x), 100),
+        "methods: x.mul(y), 100 ops": _steps(lambda x, y: x.mul(y), 100),
+        "with a number: x*0.5+1, 100 ops": _steps(lambda x, y: x * 0.5 + 1, 50, operations=100, in_jax=True),
+        "reductions: x-x.sum(), 100 ops": _steps(
+            lambda x, y: x - x.sum(0), 50, lambda x, y: x - x.sum(1, keepdim=True), 100, in_jax=True
+        ),
+        "views: x.unsqueeze(1).squeeze(1), 100 ops": _steps(
+            lambda x, y: x.unsqueeze(1).squeeze(1), 50, lambda x, y: x.unsqueeze(2).squeeze(2), 100
+        ),
+        "indexing: x[1:], cat, 99 ops": _steps(
+            lambda x, y: torch.cat([x[1:], x[:1]]), 33, lambda x, y: torch.cat([x[:, 1:], x[:, :1]], 1), 99
+        ),
+        "matmul: W @ x, 50 ops": _steps(lambda x, y: W @ x, 50, lambda x, y: x @ W.T),
+        "linear + softmax, 50 ops": _steps(lambda x, y: softmax(linear(x, W), -1), 25, operations=50),
+        "nested: cosine of all pairs": Case(
+            lambda api: api.vmap(
+                api.vmap(lambda x, y: x @ y / (x.norm() * y.norm()), in_dims=(None, 0)), in_dims=(0, None)
+            ),
+            lambda a, b: a @ b.T / (a.norm(dim=1)[:, None] * b.norm(dim=1)),
+            5,
+            (torch.randn(16, 8), torch.randn(12, 8)),
+        ),
+        "batch in the last dim: 20 ops": Case(
+            lambda api: api.vmap(chain(lambda x, y: torch.tanh(x) * y, 10), in_dims=1, out_dims=1),
+            chain(lambda x, y: torch.tanh(x) * y, 10),
+            20,
+        ),
+        "ensemble of 10 linear layers": _ensemble(),
+        "per-sample gradients, two layers": Case(
+            lambda api: api.vmap(api.grad(_loss, argnums=(0, 1)), in_dims=(None, None, 0, 0)),
+            _gradients_by_hand,
+            14,
+            (torch.randn(16, 8), torch.randn(4, 16), torch.randn(16, 8), torch.randn(16, 4)),
+        ),
+        "linalg: cholesky, solve": Case(
+            lambda api: api.vmap(lambda m, x: torch.cholesky_solve(x[:, None], torch.linalg.cholesky(m))[:, 0]),
+            lambda m, x: torch.cholesky_solve(x[:, :, None], torch.linalg.cholesky(m))[:, :, 0],
+            4,
+            (spd, torch.randn(8, 6)),
+        ),
+        "large: sin(x)*x, 2 ops on 512x512": Case(
+            lambda api: api.vmap(lambda x: torch.sin(x) * x), lambda x: torch.sin(x) * x, 2, (torch.randn(512, 512),)
+        ),
+        "dict of 100 tensors, one op each": Case(
+            lambda api: api.vmap(lambda d: {k: v * 2 for k, v in d.items()}),
+            lambda d: {k: v * 2 for k, v in d.items()},
+            100,
+            ({f"p{i}": torch.randn(8, 5) for i in range(100)},),
+        ),
+    }
+
+
+def jax_run(case: Case) -> dict[str, Run]:
+    """Return the case under jax.jit, where JAX is installed and knows all that it says."""
+    if not case.in_jax or importlib.util.find_spec("jax") is None:
+        return {}
+    import jax
+
+    function = jax.jit(case.mapped(jax))
+    given = [jax.numpy.asarray(a.numpy()) for a in case.args]
+    return {"jax.jit": lambda: jax.block_until_ready(function(*given))}
+
+
+def rows() -> list[Row]:
+    """Return the rows."""
+
+    def ways(case: Case) -> dict[str, Run]:
+        ours, peer = case.mapped(OURS), case.mapped(torch.func)
+        return {
+            "by hand": lambda: case.by_hand(*case.args),
+            "torch.func": lambda: peer(*case.args),
+            **jax_run(case),
+            "ours": lambda: ours(*case.args),
+        }
+
+    return [Row(name, lambda case=case: ways(case), operations=case.operations) for name, case in cases().items()]

@@ -1,0 +1,74 @@
+"""The benchmark: ``python -m tests.benchmarks [SUITE ...]``, or ``./run bench``.
+
+Times each row for ours, torch.func, JAX where it is installed, code with the batch written in, and the Python loop, in
+turn in one run, single-threaded; prints a table of ratios for each suite. Only the ratios of one run mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.benchmarks import captured, gradients, layers, linalg, memory, overhead
+from tests.benchmarks.report import machine, plot, table
+from tests.benchmarks.timing import Row, measure
+
+SUITES: dict[str, Callable[[], list[Row]]] = {
+    "overhead": overhead.rows,
+    "gradients": gradients.rows,
+    "layers": layers.rows,
+    "linalg": linalg.rows,
+    "captured": captured.rows,
+    "inductor": captured.inductor_rows,
+}
+DEFAULT = [name for name in SUITES if name != "inductor"] + ["memory"]  # inductor wants minutes and a compiler
+
+
+def results_of(suite: str, pattern: str, quick: bool) -> list[dict[str, Any]]:
+    """Return a suite's results: a dict a row."""
+    if suite == "memory":
+        return [r for r in memory.measure() if re.search(pattern, r["row"])]
+    return [measure(row, quick) for row in SUITES[suite]() if re.search(pattern, row.name)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the suites and print their tables."""
+    parser = argparse.ArgumentParser(prog="./run bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join([*SUITES, 'memory'])}; without: all but inductor")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
+    parser.add_argument("--quick", action="store_true", help="one call each: to see that it runs")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--plot", metavar="FILE", help="also draw them (.svg or .png); needs matplotlib")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="take the figures from a file that --json wrote")
+    options = parser.parse_args(arguments)
+    unknown = set(options.suites) - {*SUITES, "memory"}
+    if unknown:
+        parser.error(f"no such suite: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the peer says where it loops
+    taken = {"machine": machine(), "suites": {}}
+    if options.source:
+        with open(options.source) as file:
+            taken = json.load(file)
+    print(f"{taken['machine']}, 1 thread; microseconds (memory: bytes)")
+    for suite in list(taken["suites"]) if options.source else options.suites or DEFAULT:
+        results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick)
+        if results:
+            taken["suites"][suite] = results
+            print(f"\n## {suite}\n\n{table(results)}", flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(taken, file, indent=1)
+    if options.plot:
+        plot(taken["suites"], options.plot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
