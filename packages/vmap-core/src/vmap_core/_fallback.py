@@ -98,7 +98,7 @@ def loop_rule(op: Any) -> RuleFunction:
     return loop_rule
 
 
-def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **kwargs: Any) -> tuple[Any, Any]:
     """Run an operator once per sample and stack the results.
 
     Args:
@@ -106,6 +106,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
         op: an overload, or any function of tensors.
         in_dims: batch dim per positional argument; a trailing dict holds those of keyword-only tensors.
         args: physical arguments.
+        warn: report it, as the fallback policy asks.
         kwargs: physical keyword arguments.
 
     Returns:
@@ -122,7 +123,8 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, **kwargs: Any) -> tupl
     random = draws(op, args, kwargs)
     if random:
         level.require_randomness(op)
-    report(op)
+    if warn:
+        report(op)
     kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
     if random and level.randomness == "same" and not _any_dim(in_dims) and not mutable:
         out = op(*args, **kwargs)  # one draw for all samples, and a result for all

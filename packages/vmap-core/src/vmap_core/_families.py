@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from ._dims import align, ensure_bdim, logical_rank, physical_dims, promote_like_samples
+from ._dims import align, logical_rank, physical_dims, promote_like_samples
 from ._dispatch import emitter
 from ._registry import Rule, RuleFunction
 
 
 def pointwise(op: OpOverload) -> RuleFunction:
     """Make the rule of an elementwise operator: align the batch dims, call it once."""
+    if _is_special(op) or len(op._schema.returns) > 1:
+        from ._makers import elementwise
+
+        return elementwise(op)
     emit = emitter(op)
     # where() and masked_fill() take a bool that has no part in type promotion
     conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
@@ -98,6 +102,7 @@ def reduction(op: OpOverload) -> RuleFunction:
 
     The batch dim stays where it is; the dims to reduce are counted around it.
     """
+    _refuse_special(op, "reduction")
     names = [a.name for a in op._schema.arguments]
     dim_at = names.index("dim")
     keep_at = names.index("keepdim") if "keepdim" in names else None
@@ -141,6 +146,7 @@ def reduction(op: OpOverload) -> RuleFunction:
 
 def along_dim(op: OpOverload) -> RuleFunction:
     """Make the rule of an operator that works along one ``dim`` and keeps the rank (cumsum, sort, softmax)."""
+    _refuse_special(op, "along_dim")
     arguments = op._schema.arguments
     dim_at = [a.name for a in arguments].index("dim")
     keyword = arguments[dim_at].kwarg_only
@@ -178,20 +184,6 @@ def along_dim(op: OpOverload) -> RuleFunction:
     return along_dim
 
 
-def batch_first(op: OpOverload) -> RuleFunction:
-    """Make the rule of an operator that takes any number of leading batch dims in every tensor argument."""
-    emit = emitter(op)
-
-    def batch_first(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(
-            ensure_bdim(a, d, info.batch_size) if isinstance(a, torch.Tensor) else a
-            for a, d in zip(args, in_dims, strict=False)
-        )
-        return emit(*args, **kwargs), 0
-
-    return batch_first
-
-
 @functools.cache
 def default_rule(op: OpOverload) -> Rule | None:
     """Return the rule that an operator's tags and schema suggest, if they suggest one."""
@@ -207,6 +199,20 @@ def _default_family(op: OpOverload) -> Callable[[OpOverload], RuleFunction] | No
     if not op._schema.is_mutable:
         return pointwise
     return pointwise_inplace if op._schema.name.endswith("_") else None
+
+
+def _is_special(op: OpOverload) -> bool:
+    """Tell whether an operator takes, writes or draws more than the short makers here look at."""
+    named = any(a.kwarg_only and "Tensor" in str(a.type) for a in op._schema.arguments)
+    return named or _has_list(op) or op._schema.is_mutable or torch.Tag.nondeterministic_seeded in op.tags
+
+
+def _refuse_special(op: OpOverload, maker: str) -> None:
+    if _is_special(op):
+        raise TypeError(
+            f"{maker}() is for operators of positional tensors that neither write nor draw, which {op} is not; use "
+            f"expand_dims, batch_dims or sequential, or write the rule"
+        )
 
 
 def _has_list(op: OpOverload) -> bool:

@@ -125,7 +125,8 @@ class RulePack:
     def family(self, make: Callable[[Any], RuleFunction], *ops: Any, override: bool = False) -> None:
         """Enter ``make(op)`` for each operator: one line for operators that one family of rules fits."""
         for op in ops:
-            self.add(op, make(rule_key(op)), override=override)
+            rule = make(rule_key(op))
+            self.add(op, rule, kind=getattr(rule, "kind", "physical"), override=override)
 
     def refuse(self, *ops: Any, reason: str) -> None:
         """Enter a rule that raises UnsupportedError with a reason, and what to do instead."""

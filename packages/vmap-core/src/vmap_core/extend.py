@@ -15,11 +15,12 @@ from ._dispatch import call, call_inherent, emitter
 from ._errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
 from ._exchange import exchange, exchanged
 from ._fallback import loop, loop_rule
-from ._families import batch_first, pointwise, reduction
+from ._families import along_dim, pointwise, reduction
 from ._level import Level, current_levels, resumed
 from ._level import Level as BatchInfo
 from ._lower import run_lowered
 from ._lowered_map import lowered_map
+from ._makers import batch_dims, broadcast_all, decompose, expand_dims, sequential
 from ._ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
@@ -39,15 +40,19 @@ __all__ = [
     "RulePack",
     "UnsupportedError",
     "align",
-    "batch_first",
+    "along_dim",
+    "batch_dims",
+    "broadcast_all",
     "call",
     "call_inherent",
     "current_levels",
+    "decompose",
     "emitter",
     "ensure_bdim",
     "every_sample",
     "exchange",
     "exchanged",
+    "expand_dims",
     "hookimpl",
     "is_expanded",
     "leaf_level",
@@ -69,6 +74,7 @@ __all__ = [
     "requires_grad_",
     "resumed",
     "run_lowered",
+    "sequential",
     "to_front",
     "unregister",
     "unwrap",

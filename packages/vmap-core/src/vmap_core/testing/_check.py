@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -25,6 +26,7 @@ def check_rule(
     batch_sizes: tuple[int, ...] = (3, 1, 0),
     gradients: bool = True,
     fallback: bool = False,
+    randomness: str = "error",
     **kwargs: Any,
 ) -> int:
     """Check that an operator, mapped, equals the Python loop over the batch.
@@ -42,6 +44,8 @@ def check_rule(
         batch_sizes: the sizes to try.
         gradients: compare gradients too.
         fallback: allow the slow loop.
+        randomness: for an operator that draws: ``"same"`` compares it with a loop that starts every sample from one
+            state; ``"different"`` compares shapes and dtypes, and wants samples that are equal to come out different.
         **kwargs: keyword arguments of the operator; tensors among them are mapped as well.
 
     Returns:
@@ -71,13 +75,18 @@ def check_rule(
         containers.append(container)
         return [*(o for o in outputs if isinstance(o, Tensor)), *(sample[k] for k in written)]
 
+    def seeded(*sample: Any) -> list[Any]:
+        torch.manual_seed(0)
+        return function(*sample)
+
+    different = randomness == "different"
     written: list[int] = []
     copies = [t.detach().clone() for t in tensors]
     one = function(*copies)
     written = [k for k, copy in enumerate(copies) if copy._version]
     one += [copies[k] for k in written]
-    strength = strongest(function, tensors) or "equal"
-    differentiable = gradients and not written and _differentiable(function, tensors)
+    strength = "equal" if different else strongest(function, tensors) or "equal"
+    differentiable = gradients and not written and not different and _differentiable(function, tensors)
 
     if in_dims is None:
         plans = list(_plans([t.ndim for t in tensors], nested, batch_sizes))
@@ -93,10 +102,11 @@ def check_rule(
         containers.clear()
 
         def run(inputs: list[Tensor], levels: Levels = levels) -> list[Tensor]:
-            return mapped(vmap, function, inputs, levels)
+            torch.manual_seed(0)
+            return mapped(vmap, function, inputs, levels, randomness=randomness)
 
         def run_loop(inputs: list[Tensor], levels: Levels = levels) -> list[Tensor]:
-            return loop(function, inputs, levels)
+            return loop(seeded, inputs, levels)
 
         try:
             with warnings.catch_warnings():
@@ -111,7 +121,9 @@ def check_rule(
         if 0 in sizes:
             problem = empty_difference(one, got, sizes)
         else:
-            problem = difference(run_loop(physical), got)
+            problem = difference(run_loop(physical), got, values=not different)
+            if different and not problem and sizes[0] > 1 and all(torch.equal(o[0], o[1]) for o in got if o.numel()):
+                problem = "samples that are equal drew the same"
         if not problem and any(c != containers[0] for c in containers):
             problem = f"containers {containers[0]}, expected {containers[-1]}"
         if not problem and got_gradients:
@@ -145,6 +157,11 @@ def _given(in_dims: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def _differentiable(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> bool:
-    floating = [t.dtype.is_floating_point or t.dtype.is_complex for t in tensors]
-    inputs = [t.detach().clone().requires_grad_(f) for t, f in zip(tensors, floating, strict=True)]
-    return any(o.requires_grad for o in function(*inputs))
+    """Tell whether PyTorch itself differentiates the operator: one without a formula only fails in the backward pass."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            outputs = with_gradients(lambda inputs: function(*inputs), tensors)
+    except (RuntimeError, NotImplementedError, UserWarning):
+        return False
+    return any(o.requires_grad for o in outputs)
