@@ -65,6 +65,17 @@ def environment(tmp_path, wheels, libraries):
     return make
 
 
+@pytest.mark.parametrize("project", [*MEMBERS, ACME], ids=lambda p: p.name)
+def test_distributions_are_fit_to_be_uploaded(project, tmp_path):
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)], cwd=project, check=True,
+                   capture_output=True)  # fmt: skip
+    files = sorted(tmp_path.iterdir())
+    assert [f.suffix for f in files] == [".whl", ".gz"] or [f.suffix for f in files] == [".gz", ".whl"]
+    checked = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)], capture_output=True,
+                             text=True)  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 PACKS = "import json, vmap_core; print(json.dumps({p.name: [p.distribution, p.version, repr(p.error)] for p in vmap_core.packs()}))"
 DOT = "import json, torch, vmap_core; print(json.dumps(vmap_core.vmap(torch.dot)(torch.ones(3, 2), torch.ones(3, 2)).tolist()))"
 
@@ -115,6 +126,18 @@ print(json.dumps([p.version for p in vmap_core.packs() if p.name == "acme"]))
 
 def test_a_third_partys_operator(environment):
     assert environment("vmap-core", "acme-vmap")(MAP_ACME) == ["1.2.3"]
+
+
+def test_a_third_partys_tests(environment, tmp_path):
+    """The example's own tests, as its author would run them, on the installed wheels."""
+    run = environment("vmap-core", "acme-vmap")
+    python = tmp_path / "env/bin/python"
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VMAP_PACKS")}
+    done = subprocess.run([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
+                           "--rootdir", str(tmp_path), str(ACME / "tests")], capture_output=True, text=True, env=clean,
+                          cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout + done.stderr
+    assert set(run(PACKS)) == {"core", "acme"}
 
 
 def test_a_broken_pack_is_named_and_the_others_work(environment):
