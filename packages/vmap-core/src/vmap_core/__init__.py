@@ -2,6 +2,7 @@
 
 from . import _dispatch as _dispatch  # first: the modules below it import each other through it
 from ._capture import capture
+from ._check import CheckReport, check
 from ._compile import compile
 from ._custom_vmap import custom_vmap, sequential_vmap
 from ._errors import (
@@ -17,6 +18,7 @@ from ._errors import (
     UnsupportedError,
     VmapError,
 )
+from ._explain import Report, explain
 from ._fallback import fallback_policy, set_fallback_policy
 from ._interop import install as _install_guards
 from ._packs import packs, use_packs
@@ -26,6 +28,7 @@ from ._transform import vmap
 __all__ = [
     "CaptureError",
     "CaptureWarning",
+    "CheckReport",
     "DataDependentError",
     "EscapedTensorError",
     "FallbackError",
@@ -34,11 +37,14 @@ __all__ = [
     "PackConflictError",
     "Program",
     "RandomnessError",
+    "Report",
     "UnsupportedError",
     "VmapError",
     "capture",
+    "check",
     "compile",
     "custom_vmap",
+    "explain",
     "fallback_policy",
     "packs",
     "sequential_vmap",

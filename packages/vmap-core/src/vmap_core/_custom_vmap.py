@@ -48,7 +48,8 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                return self._at(level, args, kwargs)
+                plan = level.plans.get((self,)) or level.table.enter((self,), self._at)
+                return plan(level, args, kwargs)
         finally:
             push_level(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
@@ -73,6 +74,8 @@ class CustomVmap:
             )
         wrapped = [_plans.wrap(level, o, d) for o, d in zip(out_leaves, flat_dims, strict=True)]
         return _tree.unflatten(out_spec, iter(wrapped))
+
+    _at.how = "a rule of its own"  # type: ignore[attr-defined]  # what `explain` says
 
 
 def _unbatched(level: Level, out: Any, values: list[Any]) -> Any:

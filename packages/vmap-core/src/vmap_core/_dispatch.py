@@ -58,7 +58,7 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     plan = level.plans.get(key)
     if plan is None:
         listed = list in key or tuple in key
-        plan = level.plans[key] = by_elements(key) if listed else make_plan(level, func, args, kwargs)
+        plan = level.table.enter(key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
     return plan(level, args, kwargs)
 
 
@@ -68,7 +68,7 @@ def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
     key: Any = (call_inherent, func, len(args), *kwargs, *elements)
     plan = level.plans.get(key)
     if plan is None:
-        plan = level.plans[key] = inherent_plan(level, func, args, kwargs)
+        plan = level.table.enter(key, inherent_plan(level, func, args, kwargs))
     return plan(level, args, kwargs)
 
 
@@ -78,10 +78,10 @@ def by_elements(key: Any) -> Plan:
         plans: dict[Any, Plan] = {}
 
         def plan_by_first(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            plan = plans.get(frozenset(map(type, args[0])))
+            types = frozenset(map(type, args[0]))
+            plan = plans.get(types)
             if plan is None:
-                plan = make_plan(level, key[0], args, kwargs)
-                types = frozenset(map(type, args[0]))
+                plan = level.table.enter((key, _element_types(args[0])), make_plan(level, key[0], args, kwargs))
                 if _LISTS.isdisjoint(types):
                     plans[types] = plan
             return plan(level, args, kwargs)
@@ -92,7 +92,7 @@ def by_elements(key: Any) -> Plan:
         full = (key, *map(_element_types, args), *map(_element_types, kwargs.values()))
         plan = level.plans.get(full)
         if plan is None:
-            plan = level.plans[full] = make_plan(level, key[0], args, kwargs)
+            plan = level.table.enter(full, make_plan(level, key[0], args, kwargs))
         return plan(level, args, kwargs)
 
     return plan
@@ -153,6 +153,7 @@ def body_plan(func: Any) -> Plan:
         finally:
             pop_level()
 
+    plan.how = "Python body"  # type: ignore[attr-defined]
     return plan
 
 

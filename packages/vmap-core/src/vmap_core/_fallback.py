@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Policy = Literal["warn", "error", "silent"]
 _policy: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("vmap_fallback_policy", default=None)
 _global_policy: Policy = "warn"
+_listener: contextvars.ContextVar[Callable[[Any, str], None] | None] = contextvars.ContextVar(
+    "vmap_loops", default=None
+)
 
 
 def set_fallback_policy(policy: Policy) -> None:
@@ -61,16 +64,31 @@ def fallback_policy(policy: Policy) -> Iterator[None]:
         _policy.reset(token)
 
 
+@contextlib.contextmanager
+def listener(note: Callable[[Any, str], None]) -> Iterator[None]:
+    """Call ``note(op, message)`` for each operation that runs in the loop, within a ``with`` block."""
+    token = _listener.set(note)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def report(op: Any) -> None:
     """Say that an operation is about to run in the loop, as the policy asks."""
     from ._packs import install_hint
 
     policy = _policy.get() or _global_policy
-    if policy == "silent":
+    note = _listener.get()
+    if policy == "silent" and note is None:
         return
     message = (
         f"vmap: {op} has no batching rule; it runs in a loop over the batch, at {user_location()}. {install_hint(op)}"
     )
+    if note is not None:
+        note(op, message)
+    if policy == "silent":
+        return
     if policy == "error":
         raise FallbackError(message)
     frame = user_frame()

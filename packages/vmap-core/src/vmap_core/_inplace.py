@@ -81,8 +81,14 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         aliased = op._schema.returns and op._schema.returns[0].alias_info is not None
         return _returned(op, targets) if aliased or out is None else _plans.wrap(level, out, out_dims)
 
+    run.how = "by the operator that does not write"  # type: ignore[attr-defined]
+    run.rule = rule  # type: ignore[attr-defined]
     method = None if rule is None or random or arrange is not None else getattr(rule.function, "method", None)
-    return run if method is None else _short_cut(method, run)
+    if method is None:
+        return run
+    short = _short_cut(method, run)
+    short.rule = rule  # type: ignore[attr-defined]
+    return short
 
 
 def _short_cut(method: str, run: Plan) -> Plan:

@@ -240,6 +240,7 @@ def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch
             return run_lowered(level, native, args, kwargs, mutates=mutates)
         return run_unbatched(level, args, kwargs)
 
+    plan.how = "its parts, through the dispatcher"  # type: ignore[attr-defined]
     return plan
 
 

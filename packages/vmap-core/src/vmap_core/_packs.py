@@ -208,6 +208,19 @@ def use_packs(*names: str) -> Iterator[None]:
         _selected.reset(token)
 
 
+@contextlib.contextmanager
+def table_in_force(table: Table) -> Iterator[None]:
+    """Use a table made for the purpose, within a ``with`` block."""
+    key = (f"<table {id(table)}>",)
+    _registry.tables[key] = table
+    token = _selected.set(key)
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+        _registry.tables.pop(key, None)
+
+
 def register(pack: RulePack) -> None:
     """Add a pack made in this process, beside those found by entry points.
 

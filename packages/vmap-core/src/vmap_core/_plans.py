@@ -53,13 +53,21 @@ def from_rule(
         args: arguments of the first such call; their types hold for all.
         kwargs: its keyword arguments.
     """
+    plan = _choose(rule, func, op, arrange, [type(a) for a in args], args, kwargs or {})
+    plan.rule = rule  # type: ignore[attr-defined]  # for those who ask who served a call
+    return plan
+
+
+def _choose(
+    rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None, types: list[type], args: Any, kwargs: Any
+) -> Plan:
+    """Return a short cut where the types allow one, else the general plan."""
     general = _general_plan(rule, func, op, arrange)
     if rule.kind != "physical" or op is None:
         return general
     if [str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags:
         return general
-    types = [type(a) for a in args]
-    alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *(kwargs or {}).values()))
+    alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *kwargs.values()))
     if arrange is not None:
         return _shortcuts.arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
     emit = getattr(rule.function, "emit", None)
@@ -258,6 +266,7 @@ def out_plan(func: Any) -> Plan:
                 _inplace.write_out(level, func, target, result)
         return out
 
+    plan.how = "computed, then written to out="  # type: ignore[attr-defined]
     return plan
 
 

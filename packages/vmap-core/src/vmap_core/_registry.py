@@ -166,6 +166,11 @@ class Table:
                 if old is None or rule.override:
                     self.rules[op] = rule
 
+    def enter(self, key: Any, plan: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep the plan of a call signature, and return what is to be run."""
+        self.plans[key] = plan
+        return plan
+
     def rule(self, op: Any) -> Rule | None:
         """Return the rule entered for an operator, if there is one."""
         try:

@@ -111,6 +111,7 @@ def vmap(
         chunks = (chunk_size, memory_budget, progress)
         return _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
 
+    wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
     return graph_break(wrapped)
 
 
