@@ -128,7 +128,7 @@ def explain(func: Callable[..., Any]) -> Callable[..., Report]:
         >>> from vmap_core import explain, vmap
         >>> report = explain(vmap(lambda x, w: torch.tanh(w @ x), in_dims=(0, None)))(torch.randn(8, 3), torch.randn(4, 3))
         >>> [(o.name, o.pack) for o in report.operations]
-        [('torch.matmul', 'core.matmul'), ('torch.tanh', 'core (by tag)')]
+        [('torch.Tensor.matmul', 'core.matmul'), ('torch.tanh', 'core (by tag)')]
         >>> report.operations[0].outputs[0].shape, report.operations[0].outputs[0].physical
         ((4,), (8, 4))
         >>> report.loops
