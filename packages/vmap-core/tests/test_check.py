@@ -48,7 +48,9 @@ def wrong_rules():
 
 def test_equal():
     x, w = torch.randn(5, 3), torch.randn(3, 3, requires_grad=True)
-    report = check(vmap(lambda x, w: {"y": (w @ x).tanh(), "n": 3}, in_dims=(0, None), out_dims={"y": 1, "n": None}))(x, w)
+    report = check(vmap(lambda x, w: {"y": (w @ x).tanh(), "n": 3}, in_dims=(0, None), out_dims={"y": 1, "n": None}))(
+        x, w
+    )
     assert isinstance(report, CheckReport) and report and str(report).endswith("equals the loop over the batch")
     assert check(vmap(vmap(torch.dot)))(torch.randn(2, 3, 4), torch.randn(2, 3, 4))
     assert check(vmap(lambda x, *, y: x * y, kw_in_dims={"y": 1}))(torch.randn(3), y=torch.randn(2, 3))

@@ -63,7 +63,9 @@ def test_loops_are_flagged():
 
 
 def test_levels_are_told_apart():
-    report = explain(vmap(vmap(lambda a, b: a * b, in_dims=(0, None)), in_dims=(None, 0)))(torch.randn(4), torch.randn(5))
+    report = explain(vmap(vmap(lambda a, b: a * b, in_dims=(0, None)), in_dims=(None, 0)))(
+        torch.randn(4), torch.randn(5)
+    )
     (mul,) = report.operations
     assert (mul.depth, [p.depth for p in mul.parts]) == (1, [0])
     assert mul.outputs[0].shape == () and mul.outputs[0].physical == mul.parts[0].outputs[0].physical
@@ -133,7 +135,12 @@ def test_forms():
     report = explain(vmap(lambda x: torch.where(x > 0, x, -x).sum()))(torch.randn(3, 4))
     as_dict = json.loads(json.dumps(report.to_dict()))
     assert [o["name"] for o in as_dict["operations"]] == [o.name for o in report.operations]
-    assert as_dict["operations"][0]["outputs"][0] == {"shape": [4], "physical": [3, 4], "bdim": 0, "dtype": "torch.bool"}
+    assert as_dict["operations"][0]["outputs"][0] == {
+        "shape": [4],
+        "physical": [3, 4],
+        "bdim": 0,
+        "dtype": "torch.bool",
+    }
     assert sum(count for _, count, _, _ in report.totals()) == len(report.operations)
     checker = Checker()
     checker.feed(report.to_html())

@@ -1,0 +1,102 @@
+"""What may be wrong with an installation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .. import _packs
+from .._errors import PackConflictError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ``level`` is ok, note or problem."""
+
+    level: str
+    text: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at versions, packs and conflicts, and map a function."""
+    return list(_findings())
+
+
+def _findings() -> Iterator[Finding]:
+    cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no GPU"
+    yield Finding("ok", f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}")
+    yield from _requirements()
+    if _packs.VARIABLE in os.environ:
+        yield Finding("note", f"{_packs.VARIABLE}={os.environ[_packs.VARIABLE]} chooses the packs")
+    try:
+        found = _packs.packs()
+    except (ValueError, PackConflictError) as error:
+        yield Finding("problem", str(error), f"correct {_packs.VARIABLE}, or uninstall one of the two")
+        return
+    core = found[0].version
+    for p in found:
+        if p.error is not None:
+            yield Finding("problem", f"pack {p.name} ({p.distribution} {p.version}) does not load: {p.error!r}",
+                          f"pip install --force-reinstall {p.distribution}, or leave it out with {_packs.VARIABLE}")  # fmt: skip
+        elif p.distribution in _packs._KNOWN_PACKS and _minor(p.version) != _minor(core):
+            yield Finding("problem", f"pack {p.name} is of version {p.version}, vmap-core of {core}",
+                          f"pip install --upgrade vmap-core {p.distribution}")  # fmt: skip
+        else:
+            yield Finding("ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rules")
+    if _packs.VARIABLE not in os.environ:
+        for distribution in _packs._KNOWN_PACKS:
+            if distribution.removeprefix("vmap-") not in {p.name for p in found}:
+                yield Finding("note", f"{distribution} is not installed: its operators run in the slow loop, or not at all",
+                              f"pip install {distribution}")  # fmt: skip
+    try:
+        _packs.current_table()
+    except PackConflictError as error:
+        yield Finding("problem", str(error))
+        return
+    yield from _run()
+
+
+def _requirements() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = importlib.metadata.requires("vmap-core") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("note", "vmap-core runs from its sources: no distribution is installed")
+        return
+    for line in wanted:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("problem", f"{requirement.name} is not installed", f"pip install '{requirement}'")
+            continue
+        if not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
+            yield Finding("problem", f"{requirement.name} {version} is installed, vmap-core wants {requirement.specifier}",
+                          f"pip install '{requirement}'")  # fmt: skip
+
+
+def _run() -> Iterator[Finding]:
+    from .._transform import vmap
+
+    x = torch.arange(12.0).reshape(4, 3)
+    try:
+        right = torch.equal(vmap(torch.dot)(x, x), (x * x).sum(1))
+    except Exception as error:
+        yield Finding("problem", f"a first vmap fails: {error!r}")
+        return
+    yield Finding(
+        "ok" if right else "problem", "a first vmap gives " + ("the right result" if right else "a wrong result")
+    )
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])

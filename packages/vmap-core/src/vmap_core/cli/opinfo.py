@@ -1,0 +1,138 @@
+"""Each operator of PyTorch's test database (OpInfo), mapped once and compared with the loop, counted by pack."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .._dispatch import emitter
+from .._errors import FallbackWarning, RandomnessError
+from .._trace import Trace, recording
+from .._transform import vmap
+from ..testing import batched, difference, loop, mapped, strongest
+from .render import Table
+
+VERDICTS = ("clean", "loop", "error", "differs")
+
+
+class Unavailable(Exception):
+    """PyTorch's test database cannot be imported."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one operator went, and the pack of the rule that served it."""
+
+    operator: str
+    pack: str
+    verdict: str
+    detail: str = ""
+
+
+def measure(pattern: str = "", samples: int = 1) -> list[Result]:
+    """Map the operators whose name matches over the first dim of all their tensors.
+
+    Args:
+        pattern: a regular expression.
+        samples: samples of each operator; it counts by its worst.
+
+    Raises:
+        Unavailable: the database needs a package that is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.testing._internal.common_methods_invocations import op_db
+    except ImportError as error:
+        raise Unavailable(f"PyTorch's operator database cannot be imported: {error}. pip install expecttest") from None
+    results = []
+    warnings.simplefilter("ignore")
+    for info in op_db:
+        name = info.name + (f".{info.variant_test_name}" if info.variant_test_name else "")
+        if re.search(pattern, name):
+            worst = _worst(name, info, samples)
+            results += [] if worst is None else [worst]
+    return results
+
+
+def per_pack(results: list[Result]) -> Table:
+    """Count verdicts by pack."""
+    table = Table("pack", "operators", *VERDICTS)
+    for pack in [*sorted({r.pack for r in results}), None]:
+        mine = [r for r in results if pack in (None, r.pack)]
+        table.add(pack or "all", len(mine), *(sum(r.verdict == v for r in mine) for v in VERDICTS))
+    return table
+
+
+def _worst(name: str, info: Any, samples: int) -> Result | None:
+    dtypes = (torch.float32, torch.int64, torch.bool, torch.complex64)
+    dtype = next((d for d in dtypes if d in info.supported_dtypes("cpu")), None)
+    results: list[Result] = []
+    torch.manual_seed(0)
+    for sample in info.sample_inputs("cpu", dtype) if dtype is not None else ():
+        result = _one(name, info, sample)
+        results += [] if result is None else [result]
+        if len(results) == samples:
+            break
+    return max(results, key=lambda r: VERDICTS.index(r.verdict), default=None)
+
+
+def _one(name: str, info: Any, sample: Any) -> Result | None:
+    op = emitter(info.op)  # a method by its name: Python takes no BatchedTensor for an unbound one
+    leaves, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
+    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors = [leaves[k] for k in places]
+
+    def function(*own: Any) -> list[Any]:
+        filled = list(leaves)
+        for place, tensor in zip(places, own, strict=True):
+            filled[place] = tensor
+        args, kwargs = tree_unflatten(filled, spec)
+        return [o for o in tree_flatten(op(*args, **kwargs))[0] if isinstance(o, Tensor)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strength = strongest(function, tensors, 3) if tensors else None
+        if strength is None or not tensors:
+            return None
+        levels: Any = [(0,) * len(tensors)]
+        try:
+            inputs = batched(tensors, levels, (3,), strength)
+            expected = loop(function, [t.clone() for t in inputs], levels)
+        except Exception:  # it does not take these
+            return None
+        caught.clear()
+        with recording() as trace:
+            values = "empty" not in name
+            try:
+                try:
+                    got = mapped(vmap, function, inputs, levels)
+                except RandomnessError:
+                    got, values = mapped(vmap, function, inputs, levels, randomness="different"), False
+            except Exception as error:
+                return Result(name, _pack(trace), "error", f"{type(error).__name__}: {error}".partition("\n")[0][:200])
+    problem = difference(expected, got, values=values)
+    if problem:
+        return Result(name, _pack(trace), "differs", problem)
+    slow = any(isinstance(w.message, FallbackWarning) for w in caught)
+    return Result(name, _pack(trace), "loop" if slow else "clean")
+
+
+def _pack(trace: Trace) -> str:
+    """Return the pack whose rule did the work: of the last operation, or, where that was taken apart, of its parts."""
+    for top in reversed(trace.operations):
+        packs = [o.pack.partition(".")[0].partition(" ")[0] for _, o in top.walk()]
+        known = [p for p in packs if p not in _NO_PACKS]
+        if known:
+            return next((p for p in known if p != "core"), "core")
+    return "core"
+
+
+# First words of how an operation may run without a rule.
+_NO_PACKS = {"PyTorch", "its", "Python", "computed,", "by", "a"}

@@ -1,0 +1,112 @@
+"""Who serves an operator, read off the rules in force without running anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload
+
+from .. import _fallback, _inplace, _packs
+from .._custom import registered_rule
+from .._families import default_rule
+from .._registry import Rule, Table
+from .._trace import name_of
+
+
+@dataclass(frozen=True)
+class Served:
+    """How one operator is mapped.
+
+    Attributes:
+        operator: its name.
+        pack: the pack that serves it; None for the slow loop.
+        how: ``rule``, ``by tag``, ``parts`` ...
+        rule: where the rule is.
+    """
+
+    operator: str
+    pack: str | None
+    how: str
+    rule: str = ""
+
+
+def survey(pattern: str = "", pack: str | None = None, everything: bool = False) -> list[Served]:
+    """Tell who serves the operators whose name matches.
+
+    Args:
+        pattern: a regular expression; "" for all.
+        pack: only those that this pack serves.
+        everything: without a pattern, look at all of PyTorch's public operators, too; else only at those with rules.
+    """
+    table = _packs.current_table()
+    names = re.compile(pattern if _is_regex(pattern) else re.escape(pattern), re.IGNORECASE)
+    found: dict[str, Served] = {}
+    for key, rule in table.rules.items():
+        name = name_of(key)
+        if names.search(name) or names.search(rule.pack):
+            found[name] = Served(name, rule.pack, "rule", _place(rule))
+    for op in overloads() if pattern or everything else ():
+        private = op._schema.name.partition("::")[2].startswith("_") and not pattern
+        if str(op) not in found and not private and names.search(str(op)):
+            found[str(op)] = who_serves(table, op)
+    return sorted(
+        (s for s in found.values() if pack is None or (s.pack or "").partition(".")[0] == pack),
+        key=lambda s: s.operator,
+    )
+
+
+def who_serves(table: Table, op: OpOverload) -> Served:
+    """Tell how one overload is mapped."""
+    name, rule = str(op), table.rule(op)
+    if rule is not None:
+        return Served(name, rule.pack, "rule", _place(rule))
+    if torch.Tag.inplace_view in op.tags:
+        return Served(name, "core", "changes metadata in place")
+    if op._schema.is_mutable:
+        functional = _inplace.functional_of(op)
+        served = default_rule(op)
+        if served is not None:
+            return Served(name, "core", "by tag", _place(served))
+        if functional is not None and functional is not op:
+            return Served(name, who_serves(table, functional).pack, f"as {functional}, then written")
+        if any(a.name == "out" or a.is_out for a in op._schema.arguments):
+            return Served(name, "core", "computed, then written to out=")
+    rule = default_rule(op) or registered_rule(op)
+    if rule is not None:
+        return Served(
+            name, rule.pack.partition(" ")[0], "by tag" if rule.pack.startswith("core") else "registered", _place(rule)
+        )
+    if not any("Tensor" in str(a.type) for a in op._schema.arguments):
+        return Served(name, "core", "no tensors: once, for all samples")
+    if not _fallback.is_leaf(op):
+        return Served(name, "core", "its parts")
+    if op in decomposition_table and not decomposition_table[op].__module__.startswith("torch._refs"):
+        return Served(name, "core", "decomposition")
+    return Served(name, None, "loop")
+
+
+def overloads(namespace: str = "aten") -> Iterator[OpOverload]:
+    """Yield the operators of a namespace that have kernels."""
+    for full in sorted(torch._C._dispatch_get_all_op_names()):
+        space, _, rest = full.partition("::")
+        if space != namespace or not torch._C._dispatch_has_kernel(full):
+            continue
+        name, _, overload = rest.partition(".")
+        try:
+            yield getattr(getattr(getattr(torch.ops, space), name), overload or "default")
+        except (AttributeError, RuntimeError):  # only TorchScript knows it
+            continue
+
+
+def _place(rule: Rule) -> str:
+    function: Any = rule.function
+    return f"{function.__module__}.{function.__name__}"
+
+
+def _is_regex(pattern: str) -> bool:
+    return any(c in pattern for c in "^$*+?[]()|\\")

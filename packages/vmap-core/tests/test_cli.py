@@ -1,0 +1,153 @@
+"""The command line, as typed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vmap_core import _packs
+from vmap_core.cli import main
+from vmap_core.cli.health import examine
+from vmap_core.cli.render import Table, plain, show
+from vmap_core.cli.survey import overloads, who_serves
+from vmap_core.extend import RulePack, register, unregister
+
+
+def as_json(capsys, *arguments):
+    status = main([*arguments, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_packs(capsys):
+    status, listed = as_json(capsys, "packs")
+    assert status == 0 and listed[0]["pack"] == "core" and {"nn", "linalg", "autograd"} <= {p["pack"] for p in listed}
+    main(["packs"])
+    assert "vmap-core" in capsys.readouterr().out
+
+
+def test_rules_of_an_operator(capsys):
+    status, found = as_json(capsys, "rules", "cholesky_solve")
+    served = {f["operator"]: f for f in found}
+    assert status == 0 and served["aten.cholesky_solve.default"]["pack"].startswith("linalg")
+    assert served["aten.cholesky_solve.default"]["rule"].startswith("vmap_linalg.")
+
+
+@pytest.mark.parametrize(
+    ("op", "pack", "how"),
+    [
+        (torch.ops.aten.sin.default, "core", "by tag"),
+        (torch.ops.aten.sin_.default, "core", "by tag"),
+        (torch.ops.aten.cumsum_.default, "core.reduction", "then written"),
+        (torch.ops.aten.cumsum.out, "core", "out="),
+        (torch.ops.aten.histogram.bin_ct, None, "loop"),
+        (torch.ops.aten.arange.default, "core", ""),
+        (torch.ops.aten.t_.default, "core", "metadata"),
+    ],
+)
+def test_who_serves(op, pack, how):
+    served = who_serves(_packs.current_table(), op)
+    assert (served.pack or "") == (pack or "") or (pack and served.pack.startswith(pack))
+    assert how in served.how
+
+
+def test_what_is_said_is_what_happens():
+    """Operators that the survey counts as served do not run in the loop, and those in the loop do."""
+    from vmap_core import FallbackWarning, vmap
+
+    table = _packs.current_table()
+    x = torch.rand(3, 4)
+    seen = {True: 0, False: 0}
+    for op in overloads():
+        arguments = op._schema.arguments
+        if len(arguments) != 1 or str(arguments[0].type) != "Tensor" or op._schema.is_mutable or "_" == op.name()[6]:
+            continue
+        served = who_serves(table, op)
+        import warnings
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                vmap(op)(x)
+            except (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError):
+                continue
+        looped = any(isinstance(w.message, FallbackWarning) and w.message.op is op for w in caught)
+        assert looped == (served.pack is None), (op, served)
+        seen[looped] += 1
+    assert seen[False] > 80
+
+
+def test_missing(capsys):
+    status, found = as_json(capsys, "rules", "--missing", "histogram")
+    assert status == 0 and {f["pack"] for f in found} == {"-"}
+    assert "aten.histogram.bin_ct" in {f["operator"] for f in found}
+
+
+def test_nothing_found(capsys):
+    assert main(["rules", "no_such_operator"]) == 1
+    assert "nothing matches" in capsys.readouterr().out
+
+
+def test_coverage(capsys):
+    pytest.importorskip("expecttest", reason="PyTorch's operator database wants it")
+    status, counted = as_json(capsys, "coverage", "^(sin|linalg.solve|nn.functional.conv1d|histogram)$")
+    rows = {r["pack"]: r for r in counted}
+    assert status == 0 and rows["all"]["operators"] == 4 and rows["all"]["clean"] == 3 and rows["core"]["loop"] == 1
+    assert rows["linalg"]["clean"] == rows["nn"]["clean"] == 1
+    status, lines = as_json(capsys, "coverage", "-v", "^sin$")
+    assert [(r["operator"], r["verdict"]) for r in lines] == [("sin", "clean")]
+
+
+def test_doctor_finds_nothing_wrong_here(capsys):
+    status, findings = as_json(capsys, "doctor")
+    assert status == 0, findings
+    assert any("a first vmap gives the right result" in f["text"] for f in findings)
+
+
+def test_doctor_names_a_broken_pack(monkeypatch, capsys):
+    _packs.packs()
+    monkeypatch.setitem(_packs._registry.broken, "sick", ImportError("no such module"))
+    monkeypatch.setitem(_packs._registry.origin, "sick", ("sick-vmap", "1.0"))
+    assert main(["doctor"]) == 1
+    assert "pack sick (sick-vmap 1.0) does not load" in capsys.readouterr().out
+
+
+def test_doctor_names_an_old_pack(monkeypatch):
+    _packs.packs()
+    monkeypatch.setitem(_packs._registry.origin, "nn", ("vmap-nn", "0.0.1"))
+    assert any(f.level == "problem" and "version 0.0.1" in f.text for f in examine())
+
+
+def test_a_pack_of_ones_own_is_listed(capsys):
+    pack = RulePack("cli_test")
+    pack.add(torch.ops.aten.hash_tensor.default, lambda info, in_dims, x: (x, in_dims[0]))
+    register(pack)
+    try:
+        _, found = as_json(capsys, "rules", "--pack", "cli_test")
+        assert [f["operator"] for f in found] == ["aten.hash_tensor.default"]
+    finally:
+        unregister("cli_test")
+
+
+def test_tables(capsys, monkeypatch):
+    table = Table("name", "count")
+    table.add("a", 1)
+    table.add("long", 100)
+    assert plain(table) == "name  count\n-----------\na         1\nlong    100"
+    pytest.importorskip("rich", reason="the other form")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    show(table)
+    assert "long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["-m", "vmap_core", "packs"], ["-m", "vmap_core", "demo", "--help"]])
+def test_as_a_program(command):
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_a_command_is_wanted(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2 and "usage: vmap" in capsys.readouterr().err
