@@ -7,8 +7,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: pip inst
 import triton.language as tl  # noqa: E402
 
 import vmap_cuda  # noqa: E402
-from vmap_autograd import per_sample_grads  # noqa: E402
-from vmap_core import capture, vmap  # noqa: E402
+from vmap_core import vmap  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

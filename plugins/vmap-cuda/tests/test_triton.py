@@ -1,5 +1,9 @@
 """Triton kernels under vmap, beside the loop over the samples: compiled on a GPU, else by Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -222,7 +226,7 @@ def test_addresses_through_helpers_loops_and_descriptors():
     def kernel(a, b, c, d, e, n):
         for i in range(n):
             put(moving, tl.load(b + i))  # noqa: F821  # assigned below, as in a loop's second round
-            moving = a + i
+            moving = a + i  # noqa: F841
         block = tl.make_block_ptr(c, (n,), (1,), (0,), (4,), (0,))
         block = tl.advance(block, (4,))
         tl.store(block, 1.0)
@@ -272,3 +276,31 @@ def test_captured_programs_repeat_launches():
     torch.testing.assert_close(program(y), 3 * y)
     assert "launch" in str(program)
     torch.testing.assert_close(program(x), 3 * x)
+
+
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_rmsnorm, test_triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from vmap_cuda._triton_source import batched, jitted
+
+for kernel, types, constants in [
+    (test_triton.three_axes_kernel, {"x": "*fp32", "out": "*fp32"}, {"n": 4}),
+    (test_triton.histogram_kernel, {"index": "*i64", "counts": "*i32"}, {}),
+    (test_rmsnorm.forward_kernel, {n: "*fp32" for n in ("x", "weight", "out", "scale")} | {"eps": "fp32"}, {"BLOCK": 8}),
+]:
+    for levels in (1, 2):
+        made = batched(jitted(kernel.kernel), tuple(n for n in types if n != "eps"), levels)
+        names = {n: types.get(n, "constexpr" if n in constants else "i64") for n in made.arg_names}
+        assert compile(ASTSource(made, names, constants), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def test_batched_kernels_compile_for_a_gpu():
+    """No GPU is needed to compile for one, only a process without the interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = [sys.executable, "-W", "ignore", "-c", COMPILE, os.path.dirname(__file__)]
+    run = subprocess.run(script, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]

@@ -98,6 +98,7 @@ class Recorder(Values):
             self.fail(error)
             return func(*args, **kwargs)
         call.may_index = func in WRITES_WHERE
+        call.writes = getattr(func, "mutates_args", False)  # to memory, by no operation that shows
         grad = torch.is_grad_enabled()
         before, self._running = self._running, call
         try:

@@ -162,7 +162,7 @@ class _Relocated(ast.NodeTransformer):
                 return node if axis.value else name
             return ast.IfExp(ast.Compare(axis, [ast.Eq()], [ast.Constant(0)]), name, node)
         if _is_user(meant) and places(meant):
-            inner = _name(node.func) + "_vmap"
+            inner = f"_vmap_{_name(node.func)}_{len(self.names)}"
             self.names[inner] = relocated(meant)
             node.func = ast.Name(inner, ast.Load())
             node.keywords += [ast.keyword(p, ast.Name(p, ast.Load())) for p in _PLACE]
@@ -172,15 +172,20 @@ class _Relocated(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> Any:
+        self.check(node)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        self.check(node)
+        return self.generic_visit(node)
+
+    def check(self, node: ast.expr) -> None:
         meant = self.source.resolve(node)
         if _is_place(meant) or (_is_user(meant) and places(meant)):
             raise UnsupportedError(
                 f"vmap: a Triton kernel hands on {ast.unparse(node)}, which tells a program's place in the grid, without "
                 f"calling it. Instead: call it where the grid is known."
             )
-        return node
-
-    visit_Attribute = lambda self, node: self.visit_Name(node) and self.generic_visit(node)  # noqa: E731
 
 
 _PLACE = ("_vmap_program_id", "_vmap_num_programs")
@@ -233,7 +238,9 @@ def _remade(kernel: Any, source: _Source, prologue: str, parameters: Sequence[st
     function.body[:0] = ast.parse(prologue).body
     function.name += "_vmap"
     if function.args.vararg or function.args.kwonlyargs:
-        raise UnsupportedError(f"vmap: the Triton function {function.name} has keyword-only parameters. Instead: ordinary ones.")
+        raise UnsupportedError(
+            f"vmap: the Triton function {function.name} has keyword-only parameters. Instead: ordinary ones."
+        )
     function.args.args += [ast.arg(p) for p in parameters]
     function.args.defaults += [ast.Constant(0) for _ in parameters]
     text = ast.unparse(ast.fix_missing_locations(function)) + "\n"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -33,7 +32,9 @@ class TritonRule:
         self.strided_args = frozenset(strided_args)
         unknown = self.mutates_args.union(strided_args).difference(self.parameters)
         if unknown:
-            raise ValueError(f"triton_rule: {self.__name__} has no parameters {sorted(unknown)}, only {self.parameters}")
+            raise ValueError(
+                f"triton_rule: {self.__name__} has no parameters {sorted(unknown)}, only {self.parameters}"
+            )
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         """Return what launches the kernel on a grid, as for the kernel itself."""
