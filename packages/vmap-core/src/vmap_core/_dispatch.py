@@ -113,7 +113,7 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Decide how calls run that have no rule for the function itself."""
-    from . import _lower, _plans
+    from . import _autocast, _lower, _plans
 
     if func in (torch.autograd.grad, torch.Tensor.backward):  # their bodies hand the tensors to the engine
         from ._interop import needs_autograd
@@ -127,7 +127,8 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return _plans.factory_plan(func)
     op, arrange = _binding.bind(func, args, kwargs) or (None, None)
     plan = None if op is None else _plans.for_overload(level, func, op, arrange, args, kwargs)
-    return plan or _lower.plan(func, op, arrange)
+    plan = plan or _lower.plan(func, op, arrange)
+    return _autocast.cast_first(level, func, op, plan) if level.autocast and op is not None else plan
 
 
 def body_plan(func: Any) -> Plan:

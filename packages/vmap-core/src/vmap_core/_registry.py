@@ -143,6 +143,7 @@ class Table:
     Attributes:
         rules: operator -> `Rule`.
         plans: call signature -> plan (see `_dispatch`).
+        autocast_plans: those under autocast.
     """
 
     def __init__(self, packs: Iterable[RulePack]) -> None:
@@ -154,6 +155,7 @@ class Table:
         self.packs = list(packs)
         self.rules: dict[Any, Rule] = {}
         self.plans: dict[Any, Callable[..., Any]] = {}
+        self.autocast_plans: dict[Any, Callable[..., Any]] = {}
         for pack in self.packs:
             for op, rule in pack.rules.items():
                 old = self.rules.get(op)

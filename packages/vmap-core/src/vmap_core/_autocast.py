@@ -1,0 +1,221 @@
+"""Autocast inside mapped functions and around them.
+
+PyTorch casts the arguments of the operators on its lists. A rule may say an operator in other operations, which are
+on other lists, or on none. So where autocast is on, the samples' tensors are cast first, as PyTorch casts them for the
+operator that was called, and its rule runs below, without autocast. A composite operator that is on no list goes through
+the dispatcher (door 2), down to its parts.
+
+What autocast costs must be paid by those who use it: a level has plans of its own for it, and learns of a change where
+PyTorch sets the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._C import _is_any_autocast_enabled, _len_torch_function_stack
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import _plans
+from ._tensor import BatchedTensor
+
+if TYPE_CHECKING:
+    from ._dispatch import Plan
+    from ._level import Level
+
+Casts = tuple[torch.dtype | None, ...]
+
+KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+for _name in dir(torch._C.DispatchKey):
+    if _name.startswith("Autocast"):
+        KEYS = KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _name))
+
+
+def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
+    """Return the plan of an operator for a level under autocast.
+
+    Args:
+        level: the level.
+        func: what was called.
+        op: the overload it means.
+        plan: how it runs without autocast.
+    """
+    from . import _lower
+
+    if op.namespace != "aten" or _emits_itself(level, op) or _returns_view(op):
+        return plan
+    native = _lower.native(func, op)
+    mutates = op._schema.is_mutable
+    known: dict[Any, Casts | None] = {}
+
+    def cast(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _is_any_autocast_enabled() or not _plans.any_batched(level, args, kwargs):
+            return plan(level, args, kwargs)
+        tensors = list(_tensors((*args, *kwargs.values())))
+        key = (*map(_traits, tensors), _state())
+        if key not in known:
+            known[key] = _first_casts(level, op, native, tensors, args, kwargs)
+        casts = known[key]
+        if casts is None:
+            with _uncached():
+                watch = _Watch()
+                out = _lower.run_lowered(level, watch.over(native), args, kwargs, mutates=mutates)
+                if not watch.dtypes:
+                    known[key] = ()
+                return out
+        if casts:
+            new = iter([t if d is None else _cast(level, t, d) for t, d in zip(tensors, casts, strict=True)])
+            args = _replaced(args, new)
+            kwargs = dict(zip(kwargs, _replaced(list(kwargs.values()), new), strict=True)) if kwargs else kwargs
+        with torch._C._ExcludeDispatchKeyGuard(KEYS):
+            return plan(level, args, kwargs)
+
+    return cast
+
+
+def _traits(x: Any) -> tuple[torch.dtype, torch.device]:
+    while type(x) is BatchedTensor:
+        x = x._value
+    return x.dtype, x.device
+
+
+def _state() -> tuple[Any, ...]:
+    return tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in ("cpu", "cuda"))
+
+
+def _emits_itself(level: Level, op: OpOverload) -> bool:
+    """Tell whether an operator's rule makes one call, to the same operator, elementwise."""
+    from ._families import default_rule
+
+    rule = level.table.rule(op) or default_rule(op)
+    return hasattr(getattr(rule, "function", None), "emit")
+
+
+def _returns_view(op: OpOverload) -> bool:
+    return not op._schema.is_mutable and any(r.alias_info is not None for r in op._schema.returns)
+
+
+def _tensors(args: Any) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, Tensor):
+            yield a
+        elif isinstance(a, list | tuple):
+            yield from _tensors(a)
+
+
+def _replaced(args: Any, new: Iterator[Any]) -> Any:
+    """Return arguments with other tensors in their order."""
+    items = [
+        next(new) if isinstance(a, Tensor) else _replaced(a, new) if isinstance(a, list | tuple) else a for a in args
+    ]
+    return items if isinstance(args, list) else tuple(items)
+
+
+def _cast(level: Level, x: Any, dtype: torch.dtype) -> Any:
+    if type(x) is BatchedTensor and x._level is level:
+        return BatchedTensor(x._value.to(dtype), x._bdim, level)
+    return x.to(dtype)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the casts of a call, by the tensors cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: dict[int, torch.dtype] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.dtypes[id(args[0])] = kwargs["dtype"]
+        return self.go_on(func, args, kwargs or {})
+
+    def go_on(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+    def over(self, function: Any) -> Any:
+        """Return the function, watched."""
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return watched
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from importing its compiler for us."""
+        return False
+
+
+class _Seen(Exception):
+    """Ends a call where its first casts do."""
+
+
+class _WatchFirst(_Watch):
+    """Computes nothing."""
+
+    def go_on(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is not torch.ops.aten._to_copy.default:
+            raise _Seen
+        return torch.empty_strided(args[0].shape, args[0].stride(), dtype=kwargs["dtype"], device="meta")
+
+
+def _first_casts(level: Level, op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: Any) -> Casts | None:
+    """Return the dtypes to which PyTorch casts the tensors of a call under autocast, before anything else.
+
+    Returns:
+        A dtype for each tensor, None for one that it takes as it is; nothing for an operator that is on no list; None for
+        a composite one, which may cast on its way.
+    """
+    from . import _lower
+
+    has_kernel = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, op.name())
+    devices = {_traits(t)[1].type for t in tensors}
+    if not any(has_kernel(f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
+        return None if has_kernel("CompositeImplicitAutograd") else ()
+    stand_ins = [
+        _lower.lower(t if type(t) is BatchedTensor and t._level is level else BatchedTensor(t, None, level))
+        for t in tensors
+    ]
+    new = iter(stand_ins)
+    args, kwargs = _replaced(args, new), dict(zip(kwargs, _replaced(list(kwargs.values()), new), strict=True))
+    watch = _WatchFirst()
+    with _uncached(), torch._C.DisableTorchFunction(), torch.no_grad(), contextlib.suppress(_Seen):
+        watch.over(native)(*args, **kwargs)
+    return tuple(watch.dtypes.get(id(x)) for x in stand_ins)
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep PyTorch from caching casts of lowered tensors, which it takes for weights."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def install() -> None:
+    """Let levels learn of changes; again is harmless."""
+    from ._level import current_levels
+
+    native = torch.set_autocast_enabled
+    if hasattr(native, "_vmap_native"):
+        return
+
+    @functools.wraps(native)
+    def set_autocast_enabled(*args: Any, **kwargs: Any) -> None:
+        native(*args, **kwargs)
+        if _len_torch_function_stack():
+            for level in current_levels():
+                level.look_at_autocast()
+
+    set_autocast_enabled._vmap_native = native  # type: ignore[attr-defined]
+    torch.set_autocast_enabled = set_autocast_enabled
