@@ -37,6 +37,25 @@ for _name in dir(torch._C.DispatchKey):
         KEYS = KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _name))
 
 
+def state() -> tuple[torch.dtype | None, ...] | None:
+    """Return what autocast is set to in this thread: a dtype for each device it is on for; None if it is off."""
+    if not _is_any_autocast_enabled():
+        return None
+    return tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in _DEVICES)
+
+
+def set_state(state: Any) -> None:
+    """Set autocast to what `state` has returned."""
+    for device, dtype in zip(_DEVICES, state or _OFF, strict=True):
+        torch.set_autocast_enabled(device, dtype is not None)
+        if dtype is not None:
+            torch.set_autocast_dtype(device, dtype)
+
+
+_DEVICES = ("cpu", "cuda")
+_OFF = (None,) * len(_DEVICES)
+
+
 def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
     """Return the plan of an operator for a level under autocast.
 
@@ -58,7 +77,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
         if not _is_any_autocast_enabled() or not _plans.any_batched(level, args, kwargs):
             return plan(level, args, kwargs)
         tensors = list(_tensors((*args, *kwargs.values())))
-        key = (*map(_traits, tensors), _state())
+        key = (*map(_traits, tensors), state())
         if key not in known:
             known[key] = _first_casts(level, op, native, tensors, args, kwargs)
         casts = known[key]
@@ -83,10 +102,6 @@ def _traits(x: Any) -> tuple[torch.dtype, torch.device]:
     while type(x) is BatchedTensor:
         x = x._value
     return x.dtype, x.device
-
-
-def _state() -> tuple[Any, ...]:
-    return tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in ("cpu", "cuda"))
 
 
 def _emits_itself(level: Level, op: OpOverload) -> bool:
