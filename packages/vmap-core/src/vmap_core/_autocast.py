@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,14 +23,12 @@ from torch._C import _is_any_autocast_enabled, _len_torch_function_stack
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _plans
+from . import _plans, _unexpanded
 from ._tensor import BatchedTensor
 
 if TYPE_CHECKING:
     from ._dispatch import Plan
     from ._level import Level
-
-Casts = tuple[torch.dtype | None, ...]
 
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 for _name in dir(torch._C.DispatchKey):
@@ -56,6 +55,19 @@ _DEVICES = ("cpu", "cuda")
 _OFF = (None,) * len(_DEVICES)
 
 
+@dataclass(frozen=True)
+class Casts:
+    """What PyTorch changes about a call.
+
+    Attributes:
+        dtypes: that of each tensor; None as it is.
+        options: further keyword arguments.
+    """
+
+    dtypes: tuple[torch.dtype | None, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
 def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
     """Return the plan of an operator for a level under autocast.
 
@@ -71,6 +83,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
         return plan
     native = _lower.native(func, op)
     mutates = op._schema.is_mutable
+    is_composite = _has_kernel(op, "CompositeImplicitAutograd")
     known: dict[Any, Casts | None] = {}
 
     def cast(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,21 +92,20 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
         tensors = list(_tensors((*args, *kwargs.values())))
         key = (*map(_traits, tensors), state())
         if key not in known:
-            known[key] = _first_casts(level, op, native, tensors, args, kwargs)
+            known[key] = _learn(op, native, tensors, args, kwargs)
         casts = known[key]
         if casts is None:
+            watch = _Watch()
             with _uncached():
-                watch = _Watch()
                 out = _lower.run_lowered(level, watch.over(native), args, kwargs, mutates=mutates)
-                if not watch.dtypes:
-                    known[key] = ()
-                return out
-        if casts:
-            new = iter([t if d is None else _cast(level, t, d) for t, d in zip(tensors, casts, strict=True)])
-            args = _replaced(args, new)
-            kwargs = dict(zip(kwargs, _replaced(list(kwargs.values()), new), strict=True)) if kwargs else kwargs
+            if is_composite and not watch.casts:
+                known[key] = Casts()  # nor does any of its parts need one
+            return out
+        if any(casts.dtypes):
+            new = iter([t if d is None else _cast(level, t, d) for t, d in zip(tensors, casts.dtypes, strict=True)])
+            args, kwargs = _with(new, args, kwargs)
         with torch._C._ExcludeDispatchKeyGuard(KEYS):
-            return plan(level, args, kwargs)
+            return plan(level, args, {**kwargs, **casts.options} if casts.options else kwargs)
 
     return cast
 
@@ -124,8 +136,12 @@ def _tensors(args: Any) -> Iterator[Any]:
             yield from _tensors(a)
 
 
+def _with(tensors: Iterator[Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return arguments with other tensors, in their order."""
+    return _replaced(args, tensors), dict(zip(kwargs, _replaced(list(kwargs.values()), tensors), strict=True))
+
+
 def _replaced(args: Any, new: Iterator[Any]) -> Any:
-    """Return arguments with other tensors in their order."""
     items = [
         next(new) if isinstance(a, Tensor) else _replaced(a, new) if isinstance(a, list | tuple) else a for a in args
     ]
@@ -134,21 +150,22 @@ def _replaced(args: Any, new: Iterator[Any]) -> Any:
 
 def _cast(level: Level, x: Any, dtype: torch.dtype) -> Any:
     if type(x) is BatchedTensor and x._level is level:
-        return BatchedTensor(x._value.to(dtype), x._bdim, level)
+        return BatchedTensor(_unexpanded.cast(x._value, x._bdim, dtype), x._bdim, level)
     return x.to(dtype)
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the casts of a call, by the tensors cast."""
+    """Notes the casts of a call: dtypes, by the tensors cast."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.dtypes: dict[int, torch.dtype] = {}
+        self.casts: dict[int, torch.dtype] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default:
-            self.dtypes[id(args[0])] = kwargs["dtype"]
-        return self.go_on(func, args, kwargs or {})
+            self.casts[id(args[0])] = kwargs["dtype"]
+        return self.go_on(func, args, kwargs)
 
     def go_on(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
@@ -173,37 +190,67 @@ class _Seen(Exception):
 
 
 class _WatchFirst(_Watch):
-    """Computes nothing."""
+    """Computes nothing; notes the first operation after the first casts."""
+
+    first: Any = None
 
     def go_on(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func is not torch.ops.aten._to_copy.default:
-            raise _Seen
-        return torch.empty_strided(args[0].shape, args[0].stride(), dtype=kwargs["dtype"], device="meta")
+        if func is torch.ops.aten._to_copy.default:
+            return _stand_in(args[0], kwargs["dtype"])
+        self.first = func, _told(args), {k: _told(v) for k, v in kwargs.items()}
+        raise _Seen
 
 
-def _first_casts(level: Level, op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: Any) -> Casts | None:
-    """Return the dtypes to which PyTorch casts the tensors of a call under autocast, before anything else.
+class _StandIn(Tensor):
+    """What tells the dispatcher about a tensor, and has no data."""
 
-    Returns:
-        A dtype for each tensor, None for one that it takes as it is; nothing for an operator that is on no list; None for
-        a composite one, which may cast on its way.
-    """
-    from . import _lower
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    has_kernel = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, op.name())
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise _Seen
+
+
+def _stand_in(x: Any, dtype: torch.dtype) -> Any:
+    with torch._C.DisableTorchFunction():
+        return Tensor._make_wrapper_subclass(_StandIn, x.shape, strides=x.stride(), dtype=dtype, device=_traits(x)[1])
+
+
+def _told(a: Any) -> Any:
+    """Return what can be compared of an argument."""
+    if isinstance(a, Tensor):
+        return a.dtype, a.shape
+    return list(map(_told, a)) if isinstance(a, list | tuple) else a
+
+
+def _learn(op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: Any) -> Casts | None:
+    """Return what PyTorch changes about a call under autocast; None if that takes the dispatcher to know."""
     devices = {_traits(t)[1].type for t in tensors}
-    if not any(has_kernel(f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
-        return None if has_kernel("CompositeImplicitAutograd") else ()
-    stand_ins = [
-        _lower.lower(t if type(t) is BatchedTensor and t._level is level else BatchedTensor(t, None, level))
-        for t in tensors
-    ]
-    new = iter(stand_ins)
-    args, kwargs = _replaced(args, new), dict(zip(kwargs, _replaced(list(kwargs.values()), new), strict=True))
-    watch = _WatchFirst()
-    with _uncached(), torch._C.DisableTorchFunction(), torch.no_grad(), contextlib.suppress(_Seen):
-        watch.over(native)(*args, **kwargs)
-    return tuple(watch.dtypes.get(id(x)) for x in stand_ins)
+    if not any(_has_kernel(op, f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
+        return None if _has_kernel(op, "CompositeImplicitAutograd") else Casts()
+
+    def watch(dtypes: Any) -> tuple[Any, list[torch.dtype | None]]:
+        new = [_stand_in(t, d or t.dtype) for t, d in zip(tensors, dtypes, strict=True)]
+        watch = _WatchFirst()
+        own_args, own_kwargs = _with(iter(new), args, kwargs)
+        with torch._C.DisableTorchFunction(), contextlib.suppress(_Seen):
+            watch.over(native)(*own_args, **own_kwargs)
+        return watch.first, [watch.casts.get(id(x)) for x in new]
+
+    with _uncached(), torch.no_grad():
+        first, dtypes = watch([None] * len(tensors))
+        with torch._C._ExcludeDispatchKeyGuard(KEYS):
+            again, more = watch(dtypes)
+    if first is None or again is None or any(more) or first[:2] != again[:2]:
+        return None
+    if first[2] == again[2]:
+        return Casts(tuple(dtypes))
+    options = {k: v for k, v in first[2].items() if k not in again[2]}
+    return Casts(tuple(dtypes), options) if first[0] is op and first[2] == {**again[2], **options} else None
+
+
+def _has_kernel(op: OpOverload, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
 
 
 @contextlib.contextmanager
