@@ -154,3 +154,22 @@ def test_gradients_pass():
     x = X.clone().requires_grad_()
     out = vmap(lambda s: s.double().to(torch.float).contiguous().type_as(D).cpu() * s)(x)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], 2 * X)
+
+
+@pytest.mark.parametrize("in_dim", [0, 1, 2])
+@pytest.mark.parametrize("physical", [True, False])
+def test_contiguous_samples(in_dim, physical):
+    """What counts is each sample's layout, not that of the batch; one that is contiguous is returned itself."""
+    x = torch.randn(3, 2, 5).movedim(0, in_dim)
+    x = x.contiguous() if physical else x
+    seen = []
+
+    def f(s):
+        out = s.contiguous()
+        seen.append((out is s, out.is_contiguous(), out.stride()))
+        return out
+
+    out = vmap(f, in_dims=in_dim)(x)
+    sample = x.select(in_dim, 0)
+    assert seen == [(sample.contiguous().data_ptr() == sample.data_ptr(), True, (5, 1))]
+    assert torch.equal(out, x.movedim(in_dim, 0))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _autocast, _tree
 from ._dynamo import graph_break
 from ._errors import CaptureError, function_name
 from ._level import current_levels
@@ -90,7 +90,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
     out = _tree.unflatten(out_spec, iter([originals.get(id(o), o) for o in out_leaves]))
     if recorder.failure is not None:
         return recorder.failure, out
-    simplify(recorder.graph, torch.is_grad_enabled())
+    simplify(recorder.graph, torch.is_grad_enabled(), _autocast.state())
     recorder.drop_unused()
     return Program(recorder, function_name(func), spec, out_spec, out_leaves), out
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.fx import GraphModule
 
-from . import _tree
+from . import _autocast, _tree
 from ._capture import record
 from ._dynamo import graph_break
 from ._errors import CaptureError, CaptureWarning, function_name
@@ -177,7 +177,8 @@ class _Cache:
     def backed(self, program: Program, leaves: list[Any]) -> tuple[Any, list[int] | None]:
         """Return what runs the program, and which of the leaves and captured tensors it takes; None for all."""
         holds_generator = any(type(c) is torch.Generator for c in vars(program.graph_module).values())
-        if self.backend == "eager" or holds_generator:
+        switches = any(node.target is _autocast.set_state for node in program.graph_module.graph.nodes)
+        if self.backend == "eager" or holds_generator or switches:
             return program.graph_module, None
         graph_module, takes = used_inputs(program.graph_module)
         inputs = [(leaves + program.captured)[i] for i in takes]

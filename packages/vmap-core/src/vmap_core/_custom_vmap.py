@@ -48,7 +48,7 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                plan = level.plans.get((self,)) or level.table.enter((self,), self._at)
+                plan = level.plans.get((self,)) or level.table.enter(level.plans, (self,), self._at)
                 return plan(level, args, kwargs)
         finally:
             push_level(level)

@@ -58,7 +58,7 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     plan = level.plans.get(key)
     if plan is None:
         listed = list in key or tuple in key
-        plan = level.table.enter(key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
+        plan = level.table.enter(level.plans, key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
     return plan(level, args, kwargs)
 
 
@@ -68,7 +68,7 @@ def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
     key: Any = (call_inherent, func, len(args), *kwargs, *elements)
     plan = level.plans.get(key)
     if plan is None:
-        plan = level.table.enter(key, inherent_plan(level, func, args, kwargs))
+        plan = level.table.enter(level.plans, key, inherent_plan(level, func, args, kwargs))
     return plan(level, args, kwargs)
 
 
@@ -81,7 +81,7 @@ def by_elements(key: Any) -> Plan:
             types = frozenset(map(type, args[0]))
             plan = plans.get(types)
             if plan is None:
-                plan = level.table.enter((key, _element_types(args[0])), make_plan(level, key[0], args, kwargs))
+                plan = level.table.enter(level.plans, (key, _element_types(args[0])), make_plan(level, key[0], args, kwargs))
                 if _LISTS.isdisjoint(types):
                     plans[types] = plan
             return plan(level, args, kwargs)
@@ -92,7 +92,7 @@ def by_elements(key: Any) -> Plan:
         full = (key, *map(_element_types, args), *map(_element_types, kwargs.values()))
         plan = level.plans.get(full)
         if plan is None:
-            plan = level.table.enter(full, make_plan(level, key[0], args, kwargs))
+            plan = level.table.enter(level.plans, full, make_plan(level, key[0], args, kwargs))
         return plan(level, args, kwargs)
 
     return plan
@@ -126,7 +126,7 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Decide how calls run that have no rule for the function itself."""
-    from . import _lower, _plans
+    from . import _autocast, _lower, _plans
 
     if func in (torch.autograd.grad, torch.Tensor.backward):  # their bodies hand the tensors to the engine
         from ._interop import needs_autograd
@@ -140,7 +140,8 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return _plans.factory_plan(func)
     op, arrange = _binding.bind(func, args, kwargs) or (None, None)
     plan = None if op is None else _plans.for_overload(level, func, op, arrange, args, kwargs)
-    return plan or _lower.plan(func, op, arrange)
+    plan = plan or _lower.plan(func, op, arrange)
+    return _autocast.cast_first(level, func, op, plan) if level.autocast and op is not None else plan
 
 
 def body_plan(func: Any) -> Plan:

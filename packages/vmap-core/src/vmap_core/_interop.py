@@ -22,7 +22,7 @@ import torch._functorch.predispatch
 from torch._C import _len_torch_function_stack
 from torch._functorch import apis
 
-from . import _dispatch, _dynamo, _watch
+from . import _autocast, _dispatch, _dynamo, _watch
 from ._errors import EscapedTensorError, UnsupportedError, user_location
 from ._level import Level, current_levels, pop_level, push_level
 from ._tensor import BatchedTensor
@@ -188,6 +188,7 @@ def _guard_save_for_backward() -> None:
 def install() -> None:
     """Put the guards in place; again is harmless."""
     _dynamo.run_eagerly_inside()
+    _autocast.install()
     _guard_apply()
     _guard_save_for_backward()
     autograd = torch.autograd

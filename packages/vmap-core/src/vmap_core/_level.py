@@ -5,7 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch._C import _EnableTorchFunction, _get_function_stack_at, _len_torch_function_stack
+from torch._C import (
+    _EnableTorchFunction,
+    _get_function_stack_at,
+    _is_any_autocast_enabled,
+    _len_torch_function_stack,
+)
 from torch._C import _pop_torch_function_stack as pop_level
 from torch._C import _push_on_torch_function_stack as push_level
 from torch.overrides import TorchFunctionMode
@@ -44,7 +49,8 @@ class Level(_Blank, TorchFunctionMode):
         batch_size: number of samples.
         randomness: ``"error"``, ``"same"`` or ``"different"``.
         table: the rules in force.
-        plans: the table's plans, one lookup closer.
+        plans: the table's plans, one lookup closer; under autocast, its plans for that.
+        autocast: whether they are.
         func: the mapped function, or the level's name.
         depth: number of modes outside this one.
         active: False once the vmap has returned.
@@ -59,10 +65,15 @@ class Level(_Blank, TorchFunctionMode):
         self.batch_size = batch_size
         self.randomness = randomness
         self.table = table
-        self.plans = table.plans
+        self.look_at_autocast()
         self.func = func
         self.active = True
         self.depth = _len_torch_function_stack()
+
+    def look_at_autocast(self) -> None:
+        """Take the plans for the state of autocast in this thread."""
+        self.autocast = _is_any_autocast_enabled()
+        self.plans = self.table.autocast_plans if self.autocast else self.table.plans
 
     @property
     def name(self) -> str:
@@ -128,6 +139,7 @@ def resumed(levels: Sequence[Level]) -> Iterator[None]:
     with _EnableTorchFunction():  # type: ignore[no-untyped-call]
         for level in missing:
             level.active = True
+            level.look_at_autocast()
             push_level(level)
         try:
             yield

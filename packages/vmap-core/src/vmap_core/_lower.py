@@ -18,7 +18,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, te
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _dispatch, _fallback, _plans
+from . import _autocast, _dispatch, _fallback, _plans
 from ._binding import Arrange, overloads_of, packet_of
 from ._errors import ComplexGraphError, UnsupportedError, user_location
 from ._registry import Rule
@@ -86,8 +86,11 @@ def _without_dead(args: Any) -> Any:
 
 
 def dispatch_keys() -> tuple[Any, Any]:
-    """Return the dispatcher's state in this thread: which keys it includes and excludes."""
-    return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    """Return the dispatcher's state in this thread, which keys it includes and excludes: without autocast.
+
+    What comes out below has been through autocast.
+    """
+    return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set() | _autocast.KEYS
 
 
 class _Lowering(TorchDispatchMode):
@@ -232,12 +235,12 @@ def plan(func: Any, op: OpOverload | None, arrange: Arrange | None) -> _dispatch
         return _plans.from_rule(_leaf_rule(op), func, op, arrange)
     run_unbatched = _plans.unbatched_plan(func, op)
     draws = is_random(func)
-    native = _native(func, op)
+    run = native(func, op)
     mutates = op is not None and op._schema.is_mutable
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if draws or _plans.any_batched(level, args, kwargs):
-            return run_lowered(level, native, args, kwargs, mutates=mutates)
+            return run_lowered(level, run, args, kwargs, mutates=mutates)
         return run_unbatched(level, args, kwargs)
 
     plan.how = "its parts, through the dispatcher"  # type: ignore[attr-defined]
@@ -273,7 +276,7 @@ def is_random(func: Any) -> bool:
     return packet is not None and any(_plans.RANDOM in o.tags for o in overloads_of(packet))
 
 
-def _native(func: Any, op: OpOverload | None) -> Callable[..., Any]:
+def native(func: Any, op: OpOverload | None) -> Callable[..., Any]:
     """Return what runs a composite on lowered tensors, down to the operations it is made of."""
     if not isinstance(func, OpOverload | OpOverloadPacket) or op is None:
         return func

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
-from . import _tree
+from . import _autocast, _tree
 from ._dynamo import graph_break
 from ._errors import CaptureError
 from ._record import Recorder
@@ -22,10 +22,8 @@ _TENSORS = {Tensor, Parameter, BatchedTensor}
 
 def ambient() -> tuple[Any, ...]:
     """Return the state of PyTorch that operations depend on besides their arguments."""
-    autocast: Any = torch._C._is_any_autocast_enabled()
-    if autocast:
-        autocast = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast
+    state = _autocast.state()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), state
 
 
 def traits(x: Any) -> tuple[Any, ...]:
@@ -288,7 +286,7 @@ class _Source:
         free = iter(parameters)
         captured = iter(self.program.captured)
         last = {n: i for i, node in enumerate(nodes) for n in node.all_input_nodes}
-        switches = any(node.target is torch._C._set_grad_enabled for node in nodes)
+        switches = any(node.target in (torch._C._set_grad_enabled, _autocast.set_state) for node in nodes)
         indent = "        " if switches else "    "
         if switches:
             self.lines.append("    try:")
@@ -302,7 +300,7 @@ class _Source:
                 continue
             if node.op == "output":
                 if switches:
-                    self.lines.append(f"{indent}{self.mode(self.program._ambient[0])}")
+                    self.lines += [f"{indent}{line}" for line in self.ambient_again(nodes)]
                 self.returns([place[n] for n in node.args[0]])  # type: ignore[union-attr]
                 if switches:
                     self.lines[-1] = "    " + self.lines[-1]
@@ -319,11 +317,14 @@ class _Source:
                 call = f"{place[node]} = {call}"
             self.lines.append(indent + "; ".join([call, *(f"{d} = None" for d in sorted(dying))]))
         if switches:
-            self.lines.append(f"    finally:\n        {self.mode(self.program._ambient[0])}")
+            self.lines += ["    finally:", *(f"        {line}" for line in self.ambient_again(nodes))]
 
-    def mode(self, grad: bool) -> str:
-        """Return the call that sets the grad mode."""
-        return f"{self.bound(torch._C._set_grad_enabled, 'set_grad_enabled')}({grad})"
+    def ambient_again(self, nodes: list[Node]) -> list[str]:
+        """Return the calls that set the grad mode and autocast to what they were before, if the graph sets them."""
+        grad, *_, autocast = self.program._ambient
+        switches = {torch._C._set_grad_enabled: grad, _autocast.set_state: autocast}
+        used = [f for f in switches if any(node.target is f for node in nodes)]
+        return [f"{self.bound(f, 'set')}({self.bound(switches[f], 'state')})" for f in used]
 
     def call(self, node: Node, place: dict[Node, str]) -> str:
         """Return the expression for a node."""

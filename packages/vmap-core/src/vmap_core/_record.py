@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from . import _emit
+from . import _autocast, _emit
 from ._errors import CaptureError
 from ._randomness import TAG as RANDOM
 from ._randomness import generators
@@ -98,6 +98,7 @@ class Recorder(Values):
             self.fail(error)
             return func(*args, **kwargs)
         call.may_index = func in WRITES_WHERE
+        call.writes = getattr(func, "mutates_args", False)  # to memory, by no operation that shows
         grad = torch.is_grad_enabled()
         before, self._running = self._running, call
         try:
@@ -204,8 +205,8 @@ class Recorder(Values):
             )
         own = (call.node, *call.items)
         replaced = {id(t): self._nodes.pop(id(t)) for t in call.outputs if self._nodes[id(t)] in own}
-        with self.graph.inserting_before(call.node):
-            for op, args, kwargs, out in call.tape:
+        with self.graph.inserting_before(call.node), torch._C._ExcludeDispatchKeyGuard(_autocast.KEYS):
+            for op, args, kwargs, out in call.tape:  # they have been through autocast
                 one = Call()
                 one.writes, one.draws = op._schema.is_mutable, RANDOM in op.tags
                 self._enter_kernel(one, op, args, kwargs, out, call.node.meta["grad"])

@@ -144,6 +144,7 @@ class Table:
     Attributes:
         rules: operator -> `Rule`.
         plans: call signature -> plan (see `_dispatch`).
+        autocast_plans: those under autocast.
     """
 
     def __init__(self, packs: Iterable[RulePack]) -> None:
@@ -155,6 +156,7 @@ class Table:
         self.packs = list(packs)
         self.rules: dict[Any, Rule] = {}
         self.plans: dict[Any, Callable[..., Any]] = {}
+        self.autocast_plans: dict[Any, Callable[..., Any]] = {}
         for pack in self.packs:
             for op, rule in pack.rules.items():
                 old = self.rules.get(op)
@@ -166,9 +168,9 @@ class Table:
                 if old is None or rule.override:
                     self.rules[op] = rule
 
-    def enter(self, key: Any, plan: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep the plan of a call signature, and return what is to be run."""
-        self.plans[key] = plan
+    def enter(self, plans: dict[Any, Any], key: Any, plan: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep the plan of a call signature among ``plans``, and return what is to be run."""
+        plans[key] = plan
         return plan
 
     def rule(self, op: Any) -> Rule | None:

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from . import _autocast
 
-def simplify(graph: Graph, grad: bool) -> None:
-    """Take out what has no effect, and put in the switches of grad mode that have one.
+
+def simplify(graph: Graph, grad: bool, autocast: Any) -> None:
+    """Take out what has no effect, and put in the switches of grad mode and autocast that have one.
 
     Args:
         graph: a recorded graph (see `Recorder` for the nodes' ``meta``).
         grad: the grad mode it starts and ends in.
+        autocast: the state of autocast it starts and ends in.
     """
     tracks = any(n.op == "placeholder" and n.meta["tracked"] for n in graph.nodes)
     merges = not tracks and not any(n.meta.get("impure") for n in graph.nodes)  # no graph, no writes: values are all
@@ -32,6 +35,7 @@ def simplify(graph: Graph, grad: bool) -> None:
             graph.erase_node(node)
     if tracks:
         _switch_grad_mode(graph, grad)
+    _switch_autocast(graph, autocast)
     graph.lint()
 
 
@@ -138,4 +142,17 @@ def _switch_grad_mode(graph: Graph, grad: bool) -> None:
             mode = node.meta["grad"]
             with graph.inserting_before(node):
                 switch = graph.call_function(torch._C._set_grad_enabled, (mode,))
-            switch.meta.update(tracked=False, grad=mode, impure=True)
+            switch.meta.update(tracked=False, grad=mode, impure=True, autocast=None)
+
+
+def _switch_autocast(graph: Graph, autocast: Any) -> None:
+    """Set autocast to the state that an operation was recorded in."""
+    state = autocast
+    for node in list(graph.nodes):
+        wanted = node.meta["autocast"] if node.op in ("call_function", "call_method") else state
+        wanted = autocast if node.op == "output" else wanted
+        if wanted != state and node.target not in (torch._C._set_grad_enabled, operator.getitem, getattr):
+            state = wanted
+            with graph.inserting_before(node):
+                switch = graph.call_function(_autocast.set_state, (state,))
+            switch.meta.update(tracked=False, grad=True, impure=True, autocast=state)

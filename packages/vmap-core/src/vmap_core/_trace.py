@@ -148,7 +148,8 @@ class TracedTable(Table):
 
     def __init__(self, table: Table, trace: Trace) -> None:
         """Take the rules over; the plans are made anew."""
-        self.packs, self.rules, self.plans = table.packs, table.rules, {}
+        self.packs, self.rules = table.packs, table.rules
+        self.plans, self.autocast_plans = {}, {}
         self.trace = trace
         self._since: float | None = None
 
@@ -157,7 +158,7 @@ class TracedTable(Table):
         self._since = self._since or time.perf_counter()
         return super().rule(op)
 
-    def enter(self, key: Any, plan: Any) -> Any:
+    def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Any:
         """Keep a plan, watched."""
         if self._since is not None:
             self.trace._planning += time.perf_counter() - self._since
@@ -172,7 +173,7 @@ class TracedTable(Table):
             def watched(level: Any, args: Any, kwargs: Any) -> Any:
                 return trace.run(func, plan, level, args, kwargs)
 
-        return super().enter(key, watched)
+        return super().enter(plans, key, watched)
 
 
 @contextlib.contextmanager

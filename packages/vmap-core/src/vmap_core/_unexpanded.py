@@ -103,3 +103,33 @@ class _Unexpanded(Function):
         if out.stride() == ctx.strides:
             return out
         return torch.empty_strided(out.shape, ctx.strides, dtype=out.dtype, device=out.device).copy_(out)
+
+
+def cast(x: Any, bdim: int | None, dtype: torch.dtype) -> Any:
+    """Cast a tensor; one that is expanded over the batch stays so."""
+    if type(x) is BatchedTensor or not is_expanded(x, bdim):
+        return x.to(dtype)
+    return _Cast.apply(x, bdim, dtype) if x.requires_grad and torch.is_grad_enabled() else _cast_one(x, bdim, dtype)
+
+
+def _cast_one(x: Any, bdim: Any, dtype: torch.dtype) -> Any:
+    return x.select(bdim, 0).to(dtype).unsqueeze(bdim).expand(x.shape)
+
+
+class _Cast(Function):
+    """The gradient stays per sample."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_cast_one)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.before, ctx.after = inputs[0].dtype, inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad.to(ctx.before), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Any, _: None, __: None) -> Any:
+        return tangent.to(ctx.after)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from . import _emit
+from . import _autocast, _emit
 from ._errors import CaptureError, user_location
 
 
@@ -17,7 +17,7 @@ class Values:
     """The values that a graph knows.
 
     A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
-    ``tracked``, whether the result may; ``grad``, the grad mode it ran in; ``impure``, whether it writes or draws;
+    ``tracked``, whether the result may; ``grad`` and ``autocast``, the state it ran in; ``impure``, whether it writes or draws;
     ``shape``, ``dtype`` and ``stride`` of a tensor.
 
     Attributes:
@@ -135,8 +135,11 @@ class Values:
     def _node(self, kind: str, target: Any, args: Any, kwargs: Any, grad: bool, impure: bool) -> Node:
         node = self.graph.create_node(kind, target, tuple(args), dict(kwargs))
         leads = self._tracked_writes or any(n.meta["tracked"] for n in node.all_input_nodes)
-        node.meta.update(tracked=grad and leads, leads=leads, grad=grad, impure=impure)
+        node.meta.update(tracked=grad and leads, leads=leads, grad=grad, impure=impure, autocast=self._autocast_state())
         return node
+
+    def _autocast_state(self) -> Any:
+        return _autocast.state()
 
     def _as_nodes(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         for t in tensors_of((args, kwargs)):

@@ -16,6 +16,7 @@ from ._errors import ComplexGraphError, DataDependentError, InplaceError, Unsupp
 from ._exchange import exchange, exchanged
 from ._fallback import loop, loop_rule
 from ._families import along_dim, pointwise, reduction
+from ._inplace import unrepeated
 from ._level import Level, current_levels, resumed
 from ._level import Level as BatchInfo
 from ._lower import run_lowered
@@ -77,6 +78,7 @@ __all__ = [
     "sequential",
     "to_front",
     "unregister",
+    "unrepeated",
     "unwrap",
     "user_location",
     "wrap",

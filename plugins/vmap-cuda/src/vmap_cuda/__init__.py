@@ -1,13 +1,16 @@
-"""vmap-cuda: a rule pack for vmap-core."""
+"""vmap-cuda: GPUs under vmap. A rule pack for vmap-core."""
 
 from vmap_core.extend import RulePack, hookimpl
 
-__all__ = ["vmap_rules"]
+from . import triton_kernels
+from .triton_kernels import triton_rule
 
-pack = RulePack("cuda")
+__all__ = ["triton_rule", "vmap_rules"]
+
+MODULES = (triton_kernels,)
 
 
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    return [pack]
+    return [module.pack for module in MODULES]

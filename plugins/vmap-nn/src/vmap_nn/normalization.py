@@ -33,6 +33,14 @@ def _affine(out: Tensor, parameters: Any, shape: tuple[int, ...]) -> Tensor:
     return out
 
 
+def _in_their_dtype(x: Tensor, *parameters: Any) -> Tensor:
+    """Return a 16-bit input in the dtype of 32-bit parameters, in which PyTorch then computes."""
+    dtypes = {p.dtype for p in parameters if p is not None} or {x.dtype}
+    if dtypes not in ({x.dtype}, {torch.float32}) or (dtypes != {x.dtype} and x.dtype.itemsize != 2):
+        raise RuntimeError(f"mixed dtype: expected parameters of {x.dtype} or torch.float32, got {dtypes}")
+    return x.to(*dtypes)
+
+
 @pack.rule(aten.native_layer_norm.default)
 def native_layer_norm(info, in_dims, x, normalized_shape, weight, bias, eps):
     """(*, *n), (*n), (*n) -> (*, *n), mean and reciprocal deviation (*, 1...)."""
@@ -40,9 +48,10 @@ def native_layer_norm(info, in_dims, x, normalized_shape, weight, bias, eps):
     shape = tuple(normalized_shape)
     if w_bdim is None and b_bdim is None:
         return aten.native_layer_norm.default(to_front(x, x_bdim), shape, weight, bias, eps), 0
-    out, mean, rstd = aten.native_layer_norm.default(ensure_bdim(x, x_bdim, info.batch_size), shape, None, None, eps)
+    wide = _in_their_dtype(ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
+    out, mean, rstd = aten.native_layer_norm.default(wide, shape, None, None, eps)
     spread = (1,) * (out.ndim - 1 - len(shape)) + shape
-    return (_affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread), mean, rstd), 0
+    return (_affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread).to(x.dtype), mean, rstd), 0
 
 
 @pack.rule(aten.layer_norm.default)
@@ -58,8 +67,9 @@ def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
     x_bdim, w_bdim, b_bdim = in_dims[:3]
     x = ensure_bdim(x, x_bdim, info.batch_size)
     shared = w_bdim is None and b_bdim is None
+    wide = x if shared else _in_their_dtype(x, weight, bias)
     out, mean, rstd = aten.native_group_norm.default(
-        x.flatten(0, 1).contiguous(),
+        wide.flatten(0, 1).contiguous(),
         weight if shared else None,
         bias if shared else None,
         x.shape[0] * N,
@@ -71,7 +81,7 @@ def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
     out, mean, rstd = out.reshape(x.shape), mean.reshape(x.shape[0], N, group), rstd.reshape(x.shape[0], N, group)
     if not shared:
         spread = (1, C, *(1,) * (x.ndim - 3))
-        out = _affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread)
+        out = _affine(out, ((weight, w_bdim, False), (bias, b_bdim, True)), spread).to(x.dtype)
     return (out, mean, rstd), 0
 
 

@@ -10,6 +10,7 @@ from .._dims import ensure_bdim, logical_rank, to_front
 from .._dispatch import emitter
 from .._errors import UnsupportedError
 from .._registry import RuleFunction, RulePack
+from .._tensor import contiguous_strides
 from .view import logical_shape
 
 aten = torch.ops.aten
@@ -45,9 +46,7 @@ def _with_layout(op: Any) -> RuleFunction:
                 x, bdim = to_front(x, bdim), 0  # contiguous samples
             return emit(x, *args, **kwargs), bdim
         plain = torch.preserve_format
-        if op is aten.contiguous.default:
-            out = x
-        elif keyword:
+        if keyword:
             out = op(x, *args, **{**kwargs, "memory_format": plain})
         else:
             out = op(x, *args[: at - 1], plain, *args[at:])
@@ -61,11 +60,25 @@ pack.family(
     _with_layout,
     aten._to_copy.default,
     aten.clone.default,
-    aten.contiguous.default,
     aten.to.device,
     aten.to.dtype,
     aten.to.dtype_layout,
 )
+
+
+@pack.rule(aten.contiguous.default)
+def contiguous(info, in_dims, x, *, memory_format=torch.contiguous_format):
+    """(*) -> (*), each sample contiguous; the same tensor if they are."""
+    bdim = in_dims[0]
+    shape, strides = ([n for d, n in enumerate(sizes) if d != bdim] for sizes in (x.shape, x.stride()))
+    if contiguous_strides(torch.Size(shape), tuple(strides), memory_format):
+        return x, bdim
+    if _rank_of(memory_format) is None:
+        return to_front(x, bdim).contiguous(), 0
+    return _laid_out(x, bdim, memory_format)
+
+
+contiguous.may_return_self = True  # type: ignore[attr-defined]
 
 
 @pack.rule(aten.to.other)
