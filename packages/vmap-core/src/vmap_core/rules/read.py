@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._errors import DataDependentError, user_location
 from .._plans import any_batched
-from .._read import item, value
+from .._read import every_sample, item, value
 from .._registry import RuleFunction, RulePack
 from .._tensor import BatchedTensor
 
@@ -46,3 +47,27 @@ def _compare(op: Any) -> RuleFunction:
 for _op in (torch.equal, torch.allclose):
     for _key in (_op, getattr(Tensor, _op.__name__), getattr(aten, _op.__name__).default):
         pack.logical(_key)(_compare(_op))
+
+
+def _truth(name: str, reduce: Any) -> RuleFunction:
+    """Make the rule of a condition that is about to be read, as ``torch.distributions`` checks its arguments.
+
+    (*) -> (). The answer is one for all samples, or an error: nobody asks who does not go on to read it.
+    """
+
+    def truth(info: Any, in_dims: Any, x: Any) -> Any:
+        rows = every_sample(reduce(x.movedim(in_dims[0], 0).flatten(1), 1) if x.ndim > 1 else x)
+        true = int(rows.sum())
+        if 0 < true < rows.numel():
+            raise DataDependentError(
+                f"vmap: torch.{name} gives True for {true} of {rows.numel()} samples, at {user_location()}: a condition "
+                f"that is checked, such as torch.distributions checks its arguments by, must hold for all samples. "
+                f"Instead: make it hold, or leave the check out (validate_args=False)."
+            )
+        return torch.full((), true > 0 or not rows.numel(), dtype=torch.bool, device=x.device), None
+
+    return truth
+
+
+pack.rule(aten._is_all_true.default)(_truth("_is_all_true", torch.all))
+pack.rule(aten._is_any_true.default)(_truth("_is_any_true", torch.any))
