@@ -140,7 +140,7 @@ def test_densities_and_moments(name):
             with pytest.raises(DataDependentError):
                 vmap(function)(value.expand(3, *value.shape), *(p.expand(3, *p.shape) for p in params))
             continue
-        igamma = what == "cdf" and "amma" in name or name == "Chi2"  # has no derivative in PyTorch
+        igamma = (what == "cdf" and "amma" in name) or name == "Chi2"  # has no derivative in PyTorch
         count += check_rule(function, value, *params, gradients=not igamma)
     assert count
 
