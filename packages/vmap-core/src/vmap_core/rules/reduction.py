@@ -253,7 +253,9 @@ def _segments(info: Any, in_dims: Any, segments: dict[str, Any]) -> dict[str, An
 
 
 @pack.rule(aten.segment_reduce.default)
-def segment_reduce(info, in_dims, data, reduce, *, lengths=None, indices=None, offsets=None, axis=0, unsafe=False, initial=None):
+def segment_reduce(
+    info, in_dims, data, reduce, *, lengths=None, indices=None, offsets=None, axis=0, unsafe=False, initial=None
+):
     """(*, n, **) -> (*, s, **), segments along ``axis``."""
     data = ensure_bdim(data, in_dims[0], info.batch_size)
     given = _segments(info, in_dims, {"lengths": lengths, "indices": indices, "offsets": offsets})
@@ -263,9 +265,7 @@ def segment_reduce(info, in_dims, data, reduce, *, lengths=None, indices=None, o
 
 
 @pack.rule(aten._segment_reduce_backward.default)
-def segment_reduce_backward(
-    info, in_dims, grad, output, data, reduce, *, lengths=None, offsets=None, axis=0, **kwargs
-):
+def segment_reduce_backward(info, in_dims, grad, output, data, reduce, *, lengths=None, offsets=None, axis=0, **kwargs):
     """(*, s, **), (*, s, **), (*, n, **) -> (*, n, **)."""
     grad, output, data = (
         ensure_bdim(x, d, info.batch_size).contiguous() for x, d in zip((grad, output, data), in_dims, strict=False)
