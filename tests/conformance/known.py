@@ -15,8 +15,6 @@ KNOWN: dict[str, tuple[set[str], str]] = {
         {"error", "fallback"},
         "updates running statistics that the samples share; else a loop",
     ),
-    "_segment_reduce.lengths": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
-    "_segment_reduce.offsets": ({"fallback"}, "segments of other lengths in every sample: no batched algorithm yet"),
     "allclose": ({"error"}, READ),
     "argwhere": ({"error"}, DYNAMIC),
     "as_strided_scatter": (

@@ -175,3 +175,17 @@ def test_data_of_uneven_shape():
 def test_batched_sizes_are_refused(f):
     with pytest.raises((DataDependentError, TypeError)):
         vmap(f)(I)
+
+
+def test_a_new_tensor_is_the_same_for_all_samples_until_it_is_written_to():
+    def function(x):
+        one = x.new_ones(())
+        assert one.item() == 1  # it does not depend on the sample
+        out = x.new_zeros(3)
+        out[0] = x[0]
+        return one, out
+
+    x = torch.randn(4, 3)
+    one, out = vmap(function)(x)
+    assert torch.equal(one, torch.ones(4))
+    assert torch.equal(out[:, 0], x[:, 0]) and not out[:, 1:].any()

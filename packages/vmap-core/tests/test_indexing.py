@@ -177,3 +177,15 @@ def test_any_expression(case):
             vmap(function, in_dims)(*args)
         return
     assert torch.equal(vmap(function, in_dims)(*args), expected), (text, names, in_dims)
+
+
+def test_assignment_through_a_mask_of_the_outer_level_to_a_tensor_made_inside():
+    def function(y, x):
+        out = x.clone()
+        out[out <= 0] = float("nan")
+        return out * y
+
+    x, y = torch.randn(2, 4), torch.randn(3)
+    got = vmap(vmap(function, in_dims=(0, None)), in_dims=(None, 0))(y, x)
+    expected = torch.stack([torch.stack([function(b, a) for b in y]) for a in x])
+    torch.testing.assert_close(got, expected, equal_nan=True)

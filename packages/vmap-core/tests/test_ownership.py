@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vmap_core import InplaceError, vmap
+from vmap_core.testing import check_rule
 
 X = torch.arange(12.0).reshape(3, 4) + 1
 
@@ -175,3 +176,13 @@ def test_shape_and_dtype_errors_are_pytorchs():
         vmap(lambda x: x.clone().add_(torch.ones(2, 4)))(X)
     with pytest.raises(RuntimeError, match="can't be cast to the desired output type"):
         vmap(lambda x: torch.zeros(4, dtype=torch.long).add_(x))(X)
+
+
+@pytest.mark.parametrize("name", ["abs_", "arccos_", "arctan_", "copysign_", "xlogy_", "sin_", "mul_"])
+def test_the_derivative_of_an_inplace_operation_on_what_it_overwrites(name):
+    args = (0.5,) if name in ("copysign_", "xlogy_", "mul_") else ()
+
+    def function(x):
+        return getattr(x.clone(), name)(*args)
+
+    assert check_rule(function, torch.rand(4) * 0.8 + 0.1)

@@ -8,7 +8,7 @@ bring the arguments in order.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any
 
@@ -81,7 +81,9 @@ def by_elements(key: Any) -> Plan:
             types = frozenset(map(type, args[0]))
             plan = plans.get(types)
             if plan is None:
-                plan = level.table.enter(level.plans, (key, _element_types(args[0])), make_plan(level, key[0], args, kwargs))
+                plan = level.table.enter(
+                    level.plans, (key, _element_types(args[0])), make_plan(level, key[0], args, kwargs)
+                )
                 if _LISTS.isdisjoint(types):
                     plans[types] = plan
             return plan(level, args, kwargs)
@@ -113,11 +115,15 @@ def _element_types(a: Any) -> Any:
 def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Decide how calls of this signature run.
 
-    In this order: a rule for the function itself; a rule for the overload it means (exact, or by the family its
-    schema and tags put it in); the Python body of a composite function; the dispatcher (door 2).
+    In this order: a type of somebody else's that overrides functions of PyTorch; a rule for the function itself; a
+    rule for the overload it means (exact, or by the family its schema and tags put it in); the Python body of a
+    composite function; the dispatcher (door 2).
     """
     from . import _plans
 
+    others = list(dict.fromkeys(_overriding((*args, *kwargs.values()))))
+    if others:
+        return overridden_plan(func, others)
     rule = level.table.rule(func)
     if rule is not None and not isinstance(func, OpOverload):
         return _plans.from_rule(rule, func, None, None, args)
@@ -155,6 +161,30 @@ def body_plan(func: Any) -> Plan:
             pop_level()
 
     plan.how = "Python body"  # type: ignore[attr-defined]
+    return plan
+
+
+def _overriding(args: Any) -> Iterator[type]:
+    """Iterate over types of arguments that are no tensors and yet take part in calls of PyTorch's functions."""
+    for a in args:
+        kind = type(a)
+        if kind in _LISTS:
+            yield from _overriding(a)
+        elif hasattr(kind, "__torch_function__") and kind is not BatchedTensor and not issubclass(kind, torch.Tensor):
+            yield kind
+
+
+def overridden_plan(func: Any, kinds: list[type]) -> Plan:
+    """Hand a call to such types (a linear operator, a dict of tensors), whose own calls meet this level again."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with pushed(level):
+            for kind in kinds:
+                out = kind.__torch_function__(func, tuple(kinds), args, kwargs)  # type: ignore[attr-defined]
+                if out is not NotImplemented:
+                    return out
+        raise TypeError(f"no implementation found for {func} on types that implement __torch_function__: {kinds}")
+
     return plan
 
 

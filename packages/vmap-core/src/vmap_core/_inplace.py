@@ -62,6 +62,10 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
                 run_unbatched(level, given, given_kwargs)
             return _returned(op, targets)
         if rule is None and functional is not None:
+            if writes and torch.is_grad_enabled() and args[writes[0]].requires_grad:
+                # the derivative may need the value that is about to be overwritten
+                before = _dispatch.call(level, torch.clone, (args[writes[0]],), {})
+                args = (*args[: writes[0]], before, *args[writes[0] + 1 :])
             result = _dispatch.call(level, functional, args, kwargs)
             write(level, op, targets[0], result)
             return _returned(op, targets)

@@ -146,6 +146,7 @@ def _general(
         dims += _dims_of_leaves(func, "kw_in_dims", kw_in_dims, mapped_kwargs, kw_spec, kw_leaves)
         leaves += kw_leaves
     size = _batch_size(leaves, dims, axis_size)
+    spec = _tree.without_dim(spec, dims[: _tree.count(spec)])
 
     def run(size: int, leaves: list[Any]) -> Any:
         level = Level(size, randomness, current_table(), func)
@@ -237,6 +238,7 @@ def _unwrap_tree(out: Any, out_dims: Any, level: Level) -> Any:
             f"of `outputs`. out_dims has structure {tree_flatten(out_dims)[1]} but outputs has structure "
             f"{tree_flatten(out)[1]}."
         )
+    spec = _tree.with_dim(spec, dims, level.batch_size)
     return _tree.unflatten(spec, iter([_unwrap(o, d, level) for o, d in zip(leaves, dims, strict=True)]))
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._pytree import SUPPORTED_NODES
@@ -91,7 +93,11 @@ def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
         return kind, list(tree), list(tree.values())
     if kind in SUPPORTED_NODES:
         children, context = SUPPORTED_NODES[kind].flatten_fn(tree)
-        return kind, context, list(children)
+        children = list(children)
+        if isinstance(getattr(tree, "batch_size", None), torch.Size):
+            context = Sized(context, tree.batch_size, all(_starts_with(c, tree.batch_size) for c in children))
+            _SIZED.add(kind)
+        return kind, context, children
     if isinstance(tree, tuple) and (hasattr(tree, "_fields") or hasattr(kind, "n_sequence_fields")):
         return kind, None, list(tree)  # a NamedTuple, or a value of torch.return_types
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -114,7 +120,69 @@ class _Fields(list[str]):
     instance: Any
 
 
+@dataclasses.dataclass
+class Sized:
+    """The context of a container with leading dims of its own, common to all its tensors, as a TensorDict has them.
+
+    Attributes:
+        context: the container's own.
+        size: its leading dims.
+        whole: whether its tensors have these dims; a lazy stack keeps one of them apart.
+    """
+
+    context: Any
+    size: torch.Size
+    whole: bool
+
+
+_SIZED: set[type] = set()  # the kinds of such containers that have been met
+
+
+def _starts_with(child: Any, size: torch.Size) -> bool:
+    return not hasattr(child, "shape") or child.shape[: len(size)] == size
+
+
+def without_dim(spec: Spec, dims: list[Any]) -> Spec:
+    """Return the structure of one sample's containers, given the mapped dim of every leaf.
+
+    A dim behind those that a container's tensors have in common is none of its own.
+    """
+    return _resized(spec, iter(dims), lambda size, d: torch.Size(size[:d] + size[d + 1 :])) if _SIZED else spec
+
+
+def with_dim(spec: Spec, dims: list[Any], batch_size: int) -> Spec:
+    """Return the structure of containers of all samples, given where each leaf gets the batch dim."""
+
+    def with_(size: torch.Size, d: int) -> torch.Size:
+        return torch.Size((*size[:d], batch_size, *size[d:])) if d <= len(size) else size
+
+    return _resized(spec, iter(dims), with_) if _SIZED else spec
+
+
+def _resized(spec: Spec, dims: Iterator[Any], change: Callable[[torch.Size, int], torch.Size]) -> Spec:
+    if spec is None:
+        next(dims)
+        return None
+    kind, context, children = spec
+    mine = list(itertools.islice(dims, count(spec)))
+    if type(context) is Sized and any(d is not None for d in mine):
+        if len(set(mine)) > 1 or mine[0] < 0 or not context.whole:
+            why = f"the dims {sorted(set(mine), key=str)}" if context.whole else "a dim that its parts do not have"
+            raise ValueError(
+                f"vmap: cannot map a {kind.__name__} over {why}. Instead: one dim, not negative, for all that it holds, and "
+                f"a container that holds whole tensors (.contiguous() makes one)."
+            )
+        context = Sized(context.context, change(context.size, mine[0]), True)
+    rest = iter(mine)
+    return kind, context, [_resized(child, rest, change) for child in children]
+
+
 def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
+    if type(context) is Sized:
+        made = SUPPORTED_NODES[kind].unflatten_fn(children, context.context)
+        if made.batch_size != context.size:
+            made.batch_size = context.size
+        return made
     if kind in SUPPORTED_NODES:
         return SUPPORTED_NODES[kind].unflatten_fn(children, context)
     if hasattr(kind, "_fields"):

@@ -82,3 +82,15 @@ def test_picks(op):
     check_rule(op, torch.randn(3, 4))
     check_rule(op, torch.randint(9, (3, 4)))
     check_rule(op, torch.randn(()))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min", "prod"])
+def test_segments(reduce):
+    """Lengths and offsets that the samples share or have for themselves, along any axis."""
+    data, offsets, lengths = torch.randn(8, 4), torch.tensor([0, 2, 5, 8]), torch.tensor([2, 3, 3])
+    assert check_rule(lambda x: torch.segment_reduce(x, reduce, offsets=offsets), data)
+    assert check_rule(lambda x, i: torch.segment_reduce(x, reduce, offsets=i), data, offsets, in_dims=(0, 0))
+    assert check_rule(lambda x, n: torch.segment_reduce(x, reduce, lengths=n, initial=1), data, lengths)
+    assert check_rule(
+        lambda x, n: torch.segment_reduce(x, reduce, lengths=n, axis=1), data.T.contiguous(), lengths.repeat(4, 1)
+    )

@@ -44,8 +44,8 @@ def _new(op: Any) -> RuleFunction:
     """Make the rule of a factory method that takes dtype and device from a tensor."""
 
     def new(info: Any, in_dims: Any, x: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
-        """(*) -> (*size), new."""
-        return op(x, (info.batch_size, *size), *args, **kwargs), 0
+        """(*) -> (*size), new, the same for all samples until a write."""
+        return op(x, size, *args, **kwargs), None
 
     return new
 

@@ -71,7 +71,7 @@ def parse(x: Any, index: Any) -> tuple[Any, list[Any]]:
             view = _slice(view, dim, part)
             dim += 1
         elif isinstance(part, Tensor):
-            if not part.dim() and part.dtype not in (torch.bool, torch.uint8) and _plain_int(part):
+            if not part.dim() and part.dtype not in (torch.bool, torch.uint8) and _is_shared(part):
                 view = view.select(dim, int(part))
                 continue
             if not part.dim() and mixed and part.dtype not in (torch.bool, torch.uint8):
@@ -121,7 +121,7 @@ def mixes_scalars(parts: tuple[Any, ...]) -> bool:
     at for being adjacent.
     """
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype not in (torch.bool, torch.uint8)]
-    scalars = [p for p in tensors if not p.dim() and not _plain_int(p)]
+    scalars = [p for p in tensors if not p.dim() and not _is_shared(p)]
     return bool(scalars) and (
         len(tensors) > len(scalars) or any(isinstance(p, list | range) or _is_mask(p) for p in parts)
     )
@@ -142,9 +142,9 @@ def _dims_used(part: Any) -> int:
     return 1
 
 
-def _plain_int(part: Any) -> bool:
-    """Tell whether a 0-d integer tensor is the same for all samples, so that it selects a view."""
-    return type(part) is not BatchedTensor or (part._bdim is None and _plain_int(part._value))
+def _is_shared(part: Any) -> bool:
+    """Tell whether an index tensor is the same for the samples of every level."""
+    return type(part) is not BatchedTensor or (part._bdim is None and _is_shared(part._value))
 
 
 def _put(advanced: list[Any], dim: int, index: Any) -> None:
@@ -172,7 +172,7 @@ def _check_mask(mask: Any, k: int, view: Any, dim: int) -> None:
 
 def mask_to_indices(mask: Any) -> Sequence[Any]:
     """Return where a mask is true, as one index tensor a dim; the mask must be the same for all samples."""
-    if type(mask) is BatchedTensor and mask._bdim is not None:
+    if not _is_shared(mask):
         raise batched_mask_error(mask.shape)
     return torch.where(mask)
 
@@ -248,7 +248,7 @@ def _write_places(x: Any, index: Any, value: Any) -> None:
 
 def _batched_mask(parts: tuple[Any, ...], x: Any) -> Any:
     """Return the one boolean mask of an expression, if its samples differ."""
-    masks = [p for p in parts if type(p) is BatchedTensor and p._bdim is not None and p.dtype == torch.bool]
+    masks = [p for p in parts if type(p) is BatchedTensor and not _is_shared(p) and p.dtype == torch.bool]
     if not masks:
         return None
     others = [p for p in parts if p is not masks[0] and p is not ...]

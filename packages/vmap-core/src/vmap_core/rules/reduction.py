@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .._dims import physical_dims, to_front
+from .._dims import ensure_bdim, physical_dims, to_front
 from .._dispatch import call, call_inherent, emitter
 from .._families import along_dim, reduction
 from .._registry import RuleFunction, RulePack
@@ -251,3 +251,34 @@ def norm(info, x, p="fro", dim=None, keepdim=False, out=None, dtype=None):
         return call_inherent(info, torch.norm, (x, p, dim, keepdim, out, dtype), {})
     order = 2.0 if p is None or p == "fro" else p
     return call(info, torch.linalg.vector_norm, (x, order, dims, keepdim), {} if dtype is None else {"dtype": dtype})
+
+
+def _segments(info: Any, in_dims: Any, segments: dict[str, Any]) -> dict[str, Any]:
+    """Give lengths or offsets (*, s) of segments a batch dim in front; the kernels take any number of such dims."""
+    dims = in_dims[-1] if isinstance(in_dims[-1], dict) else {}
+    return {
+        name: None if x is None else ensure_bdim(x, dims.get(name), info.batch_size).contiguous()
+        for name, x in segments.items()
+    }
+
+
+@pack.rule(aten.segment_reduce.default)
+def segment_reduce(
+    info, in_dims, data, reduce, *, lengths=None, indices=None, offsets=None, axis=0, unsafe=False, initial=None
+):
+    """(*, n, **) -> (*, s, **), segments along ``axis``."""
+    data = ensure_bdim(data, in_dims[0], info.batch_size)
+    given = _segments(info, in_dims, {"lengths": lengths, "indices": indices, "offsets": offsets})
+    unsafe = unsafe or not info.batch_size  # the check takes the minimum of no lengths
+    out = aten.segment_reduce.default(data.contiguous(), reduce, **given, axis=axis + 1, unsafe=unsafe, initial=initial)
+    return out, 0
+
+
+@pack.rule(aten._segment_reduce_backward.default)
+def segment_reduce_backward(info, in_dims, grad, output, data, reduce, *, lengths=None, offsets=None, axis=0, **kwargs):
+    """(*, s, **), (*, s, **), (*, n, **) -> (*, n, **)."""
+    grad, output, data = (
+        ensure_bdim(x, d, info.batch_size).contiguous() for x, d in zip((grad, output, data), in_dims, strict=False)
+    )
+    given = _segments(info, in_dims, {"lengths": lengths, "offsets": offsets})
+    return aten._segment_reduce_backward.default(grad, output, data, reduce, **given, axis=axis + 1, **kwargs), 0

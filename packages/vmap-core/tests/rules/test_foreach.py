@@ -1,0 +1,67 @@
+"""torch._foreach_*: every form of arguments that PyTorch takes, out of place and in place."""
+
+import pytest
+import torch
+
+from vmap_core.testing import check_rule
+
+A, B = torch.rand(3) + 0.5, torch.rand(2, 3) + 0.5
+OTHERS = [B[0], B * 2]
+FORMS = {
+    "alone": (),
+    "number": (2,),
+    "numbers": ([2.0, 3.0],),
+    "list": (OTHERS,),
+    "two lists": (OTHERS, [A, B]),
+    "two lists and a number": (OTHERS, [A, B], 2.0),
+    "two lists and numbers": (OTHERS, [A, B], [1.0, 2.0]),
+    "list and a number": (OTHERS, 0.3),
+    "list and numbers": (OTHERS, [0.3, 0.2]),
+}
+NAMES = sorted(n for n in dir(torch) if n.startswith("_foreach_") and not n.endswith("_"))
+WITHOUT_DERIVATIVE = {"_foreach_powsum"}  # in PyTorch
+WITHOUT_INPLACE_DERIVATIVE = {"_foreach_maximum", "_foreach_minimum"}
+
+
+def accepts(function, *args):
+    try:
+        function([A.clone(), B.clone()], *args)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("_foreach_mm", "_foreach_copy", "_foreach_zero")])
+def test_forms(name):
+    function, inplace = getattr(torch, name), getattr(torch, name + "_", None)
+    forms = [args for args in FORMS.values() if accepts(function, *args)]
+    assert forms
+    for args in forms:
+        assert check_rule(function, [A, B], *args, nested=False, gradients=name not in WITHOUT_DERIVATIVE)
+        if inplace is not None:
+
+            def on_own(lists, *args):
+                own = [x.clone() for x in lists]
+                return inplace(own, *args), own
+
+            differentiable = name not in WITHOUT_INPLACE_DERIVATIVE
+            assert check_rule(on_own, [A, B], *args, nested=False, gradients=differentiable)
+
+
+def test_others():
+    def fill(xs, ys):
+        made = [torch.empty(3), torch.empty(2, 3)]
+        torch._foreach_copy_(made, xs)
+        torch._foreach_zero_(own := [y.clone() for y in ys])
+        return made, own, torch._foreach_mm([xs[1], xs[1].mT], [ys[1].mT, ys[1]])
+
+    assert check_rule(fill, [A, B], [A * 2, B * 3], gradients=False)
+
+
+def test_a_number_in_a_tensor():
+    assert check_rule(lambda xs, y: torch._foreach_mul(xs, y), [A, B], torch.tensor(2.0), gradients=False)
+
+
+def test_lists_of_other_lengths():
+    with pytest.raises(RuntimeError, match="same number of tensors"):
+        check_rule(lambda xs, ys: torch._foreach_add(xs, ys[:1]), [A, B], [A, B])
