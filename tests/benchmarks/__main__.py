@@ -7,11 +7,13 @@ turn in one run, single-threaded; prints a table of ratios for each suite. Only 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one call each: to see that it runs")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="FILE", help="also draw them (.svg or .png); needs matplotlib")
+    parser.add_argument("--page", metavar="FILE", help="also write the tables to this Markdown file, with the date")
     parser.add_argument("--from", dest="source", metavar="FILE", help="take the figures from a file that --json wrote")
     options = parser.parse_args(arguments)
     unknown = set(options.suites) - {*SUITES, "memory"}
@@ -53,16 +56,21 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peer says where it loops
-    taken = {"machine": machine(), "suites": {}}
+    taken: dict[str, Any] = {"machine": machine(), "date": datetime.date.today().isoformat(), "suites": {}}
     if options.source:
         with open(options.source) as file:
             taken = json.load(file)
-    print(f"{taken['machine']}, 1 thread; microseconds (memory: bytes)")
+    page = [f"{taken['machine']}, 1 thread; microseconds (memory: bytes)"]
+    print(page[0])
     for suite in list(taken["suites"]) if options.source else options.suites or DEFAULT:
         results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick)
         if results:
             taken["suites"][suite] = results
-            print(f"\n## {suite}\n\n{table(results)}", flush=True)
+            page.append(f"\n## {suite}\n\n{table(results)}")
+            print(page[-1], flush=True)
+    if options.page:
+        head = f"# Benchmark\n\nWritten by `./run bench --page` on {taken['date']}. [What the rows mean](performance.md).\n\n"
+        Path(options.page).write_text(head + "\n".join(page) + "\n")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(taken, file, indent=1)

@@ -17,6 +17,16 @@ RATIOS = (
     ("peak, ours", "peak, by hand"),
 )  # fmt: skip
 _NO_TIMES = ("row", "operations")
+_ORDER = (
+    "loop",
+    "by hand",
+    "autograd.functional",
+    "torch.compile by hand",
+    "torch.func",
+    "jax.jit",
+    "ours, eager",
+    "ours",
+)
 
 
 def machine() -> str:
@@ -43,6 +53,7 @@ def table(results: list[dict[str, Any]]) -> str:
         results: a dict a row: its name under ``"row"``, a figure for each column that it has.
     """
     columns = [c for c in dict.fromkeys(k for r in results for k in r) if c not in _NO_TIMES]
+    columns.sort(key=lambda c: _ORDER.index(c) if c in _ORDER else len(_ORDER))
     ratios = [(a, b) for a, b in RATIOS if ratio(results, a, b) is not None]
     names = [f"{a}/{b}" for a, b in ratios]
     lines = ["| | " + " | ".join(columns + names) + " |", "| --- |" + " ---: |" * (len(columns) + len(names))]

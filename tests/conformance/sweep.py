@@ -203,7 +203,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
     for name in sorted(results):
         for mode, r in results[name].items():
             if r["verdict"] in ("differs", "error", "fallback"):
-                detail = r["detail"].replace("|", "\\|").replace("\n", " ")
+                detail = "`" + r["detail"].replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"
                 lines.append(f"| {name} | {mode} | {r['verdict']} | {r['cases']} | {r['bad']} | {detail} |")
     return "\n".join(lines) + "\n"
 

@@ -41,7 +41,7 @@ def capture(vmapped: Callable[..., Any], *example_args: Any, **example_kwargs: A
     Raises:
         CaptureError: the function reads values of tensors, or does something else that a replay would not repeat.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import capture, vmap
         >>> program = capture(vmap(torch.dot), torch.ones(4, 3), torch.ones(4, 3))

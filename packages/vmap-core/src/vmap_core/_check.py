@@ -94,7 +94,7 @@ def check(vmapped: Callable[..., Any]) -> Callable[..., CheckReport]:
 
     Errors of the mapped call are raised as they are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import check, vmap
         >>> report = check(vmap(torch.dot))(torch.randn(8, 3), torch.randn(8, 3))

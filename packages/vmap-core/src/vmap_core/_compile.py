@@ -59,7 +59,7 @@ def compile(
     Returns:
         The function, with ``cache_info()`` and ``cache_clear()``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import compile, vmap
         >>> dot = compile(vmap(torch.dot))

@@ -104,7 +104,7 @@ def custom_vmap(func: Callable[..., Any]) -> CustomVmap:
         The function; its ``def_vmap`` decorates the rule, which gets the level (``batch_size``, ``randomness``), a batch
         dim or None for each argument (nested like it; keyword arguments in a trailing dict), and the arguments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import custom_vmap, vmap
         >>> @custom_vmap
@@ -139,7 +139,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
     Raises:
         UnsupportedError: when called, if the outputs of samples cannot be stacked.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import sequential_vmap, vmap
         >>> @sequential_vmap

@@ -123,7 +123,7 @@ def explain(func: Callable[..., Any]) -> Callable[..., Report]:
     one run, and of the whole of an operation; the work of the first call of a signature is left out, that of PyTorch's
     own first calls is not. What the autograd engine does in a backward pass counts as time of ``autograd.grad``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import explain, vmap
         >>> report = explain(vmap(lambda x, w: torch.tanh(w @ x), in_dims=(0, None)))(torch.randn(8, 3), torch.randn(4, 3))

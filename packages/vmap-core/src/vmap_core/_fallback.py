@@ -35,7 +35,7 @@ def set_fallback_policy(policy: Policy) -> None:
     Args:
         policy: ``"warn"`` issues a FallbackWarning, ``"error"`` raises FallbackError, ``"silent"`` does neither.
 
-    Example:
+    Examples:
         >>> import vmap_core
         >>> vmap_core.set_fallback_policy("warn")
     """
@@ -49,7 +49,7 @@ def set_fallback_policy(policy: Policy) -> None:
 def fallback_policy(policy: Policy) -> Iterator[None]:
     """Choose the fallback policy within a ``with`` block, in this thread.
 
-    Example:
+    Examples:
         >>> import torch, vmap_core
         >>> with vmap_core.fallback_policy("error"):
         ...     vmap_core.vmap(torch.sin)(torch.zeros(2))

@@ -28,7 +28,7 @@ def expand_dims(op: OpOverload) -> RuleFunction:
 
     The batch dim goes to the front of every tensor; one that all samples share is expanded, as a view.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack, expand_dims
         >>> RulePack("acme_solve").family(expand_dims, torch.ops.aten.linalg_solve.default)
@@ -48,7 +48,7 @@ def broadcast_all(op: OpOverload) -> RuleFunction:
     share stays as it is, but for an operator of several outputs, not each of which need depend on every tensor: there it
     is expanded, as a view. An operator that also promotes types, as arithmetic does, is `pointwise`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack, broadcast_all
         >>> RulePack("acme_xlogy").family(broadcast_all, torch.ops.aten.xlogy.Tensor)
@@ -100,7 +100,7 @@ def batch_dims(n: int, *, shared: tuple[str, ...] = ()) -> Callable[[OpOverload]
     Raises:
         ValueError: n is less than one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack, batch_dims
         >>> RulePack("acme_bmm").family(batch_dims(1), torch.ops.aten.bmm.default)
@@ -148,7 +148,7 @@ def batch_dims(n: int, *, shared: tuple[str, ...] = ()) -> Callable[[OpOverload]
 def sequential(op: OpOverload) -> RuleFunction:
     """Make the rule that runs an operator once for each sample, by its author's choice: without the warning.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack, sequential
         >>> RulePack("acme_unique").family(sequential, torch.ops.aten.bincount.default)
@@ -168,7 +168,7 @@ def decompose(op: OpOverload) -> RuleFunction:
     Raises:
         TypeError: none is known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack, decompose
         >>> RulePack("acme_hardswish").family(decompose, torch.ops.aten.hardswish.default)

@@ -168,7 +168,7 @@ def packs() -> list[PackInfo]:
     Returns:
         One `PackInfo` a pack, the core's own first.
 
-    Example:
+    Examples:
         >>> import vmap_core
         >>> vmap_core.packs()[0].name
         'core'
@@ -193,7 +193,7 @@ def use_packs(*names: str) -> Iterator[None]:
         ImportError: the pack failed to load.
         PackConflictError: two of them have a rule for one operator.
 
-    Example:
+    Examples:
         >>> import torch, vmap_core
         >>> with vmap_core.use_packs():
         ...     vmap_core.vmap(torch.cos)(torch.zeros(2))

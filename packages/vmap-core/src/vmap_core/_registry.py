@@ -51,7 +51,7 @@ class RulePack:
     Args:
         name: the pack's name; by convention the entry point's, and the stem of the distribution's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.extend import RulePack
         >>> pack = RulePack("acme")

@@ -71,7 +71,7 @@ def vmap(
         RuntimeError: the randomness is none of the three.
         VmapError: an operation inside cannot be mapped; it says which, where, and what to do instead.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import vmap
         >>> x, y = torch.ones(4, 3), torch.arange(3.0)

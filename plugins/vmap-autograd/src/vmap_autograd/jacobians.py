@@ -56,7 +56,7 @@ def jacrev(
     Raises:
         ValueError: ``chunk_size`` is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import jacrev
         >>> jacrev(torch.square)(torch.tensor([1.0, 2.0]))
@@ -109,7 +109,7 @@ def jacfwd(
     Raises:
         ValueError: ``chunk_size`` is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import jacfwd
         >>> jacfwd(lambda x: torch.stack([x.sum(), x.prod()]))(torch.tensor([2.0, 3.0]))
@@ -165,7 +165,7 @@ def hessian(func: Callable[..., Any], argnums: Argnums = 0, *, chunk_size: int |
         argnums: the argument, or arguments, to differentiate by.
         chunk_size: rows computed at a time; None for all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import hessian
         >>> hessian(lambda x: x.prod())(torch.tensor([2.0, 3.0]))

@@ -48,7 +48,7 @@ def per_sample_grads(
         ValueError: ``norms`` and ``each`` are both given, or ``x`` holds no tensor.
         RuntimeError: the loss of a sample is no scalar.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.nn.functional import mse_loss
         >>> from vmap_autograd import per_sample_grads

@@ -45,7 +45,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     Raises:
         RuntimeError: ``func`` does not return a scalar tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import vmap
         >>> from vmap_autograd import grad
@@ -69,7 +69,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
 
     As `grad`; the result is ``(gradient, value)``, or ``(gradient, (value, aux))``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import grad_and_value
         >>> grad_and_value(lambda x: x**2)(torch.tensor(3.0))
@@ -117,7 +117,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         ``(output, vjp_fn)`` or ``(output, vjp_fn, aux)``. ``vjp_fn(cotangents)``, of the structure of the output, gives
         a tuple with an entry for each primal. It may be mapped, and called again.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import vmap
         >>> from vmap_autograd import vjp
@@ -178,7 +178,7 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     Returns:
         ``(output, output tangents)`` or ``(output, output tangents, aux)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import jvp
         >>> jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))
@@ -224,7 +224,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     Returns:
         ``(output, jvp_fn)``: ``jvp_fn(*tangents)`` gives the output's tangents, of the output's structure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_autograd import linearize
         >>> out, jvp_fn = linearize(torch.square, torch.tensor(3.0))

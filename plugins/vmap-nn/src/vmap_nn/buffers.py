@@ -23,7 +23,7 @@ def call_with_buffers(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any
     Returns:
         Its output, and its buffers by name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core import vmap
         >>> from vmap_nn import call_with_buffers

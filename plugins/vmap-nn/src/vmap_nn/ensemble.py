@@ -35,7 +35,7 @@ class Ensemble(nn.Module):
     Raises:
         ValueError: there are no modules, or they do not fit together; the message names what differs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_nn import Ensemble
         >>> ensemble = Ensemble([torch.nn.Linear(4, 2) for _ in range(10)])
@@ -101,7 +101,7 @@ class Ensemble(nn.Module):
             count: number of members.
             in_dims, out_dims, shared, randomness, chunk_size: as for `Ensemble`.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from vmap_nn import Ensemble
             >>> ensemble = Ensemble.build(lambda: torch.nn.Linear(4, 2), 10)

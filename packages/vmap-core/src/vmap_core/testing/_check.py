@@ -55,7 +55,7 @@ def check_rule(
         AssertionError: a result differs, or the slow loop ran; with the operator, in_dims and shapes.
         Exception: what the mapped operator raised, with a note that says the same.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vmap_core.testing import check_rule
         >>> check_rule(torch.dot, torch.randn(3), torch.randn(3)) > 0
