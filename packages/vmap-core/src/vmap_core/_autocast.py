@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _plans, _unexpanded
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 if TYPE_CHECKING:
     from ._dispatch import Plan
@@ -150,7 +150,7 @@ def _replaced(args: Any, new: Iterator[Any]) -> Any:
 
 def _cast(level: Level, x: Any, dtype: torch.dtype) -> Any:
     if type(x) is BatchedTensor and x._level is level:
-        return BatchedTensor(_unexpanded.cast(x._value, x._bdim, dtype), x._bdim, level)
+        return make_batched(_unexpanded.cast(x._value, x._bdim, dtype), x._bdim, level)
     return x.to(dtype)
 
 

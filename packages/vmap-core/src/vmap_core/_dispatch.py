@@ -21,26 +21,29 @@ from torch._ops import OpOverload
 
 from . import _binding
 from ._errors import EscapedTensorError, user_location
-from ._level import Level
+from ._level import NO_KWARGS, Level
 from ._tensor import BatchedTensor
 
 Plan = Callable[[Level, tuple[Any, ...], dict[str, Any]], Any]
-NO_KWARGS: dict[str, Any] = {}
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KWARGS) -> Any:
-    """Run a call made through a BatchedTensor's own method or operator."""
+    """Run a call on BatchedTensors at the innermost mode."""
     try:
         mode = pop_level()
     except RuntimeError:  # no level is active in this thread
         return outside(func, args, kwargs)
     try:
-        if type(mode) is Level:
-            plan = None if kwargs else mode.plans.get((func, *map(type, args)))
-            return call(mode, func, args, kwargs) if plan is None else plan(mode, args, kwargs)
-        return mode.__torch_function__(emitter(func), (torch.Tensor,), args, kwargs)  # the user's own mode
+        return at(mode, func, args, kwargs)
     finally:
         push_level(mode)
+
+
+def at(mode: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KWARGS) -> Any:
+    """Run a call at a mode that has been taken off the stack: a level, or a mode of the user's own."""
+    if type(mode) is Level:
+        return call(mode, func, args, kwargs)
+    return mode.__torch_function__(emitter(func), (torch.Tensor,), args, kwargs)
 
 
 def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -190,11 +193,12 @@ def overridden_plan(func: Any, kinds: list[type]) -> Plan:
 
 def physically(function: Callable[[Any], Any], value: Any) -> Any:
     """Look at a physical value with the innermost level off the stack."""
-    if type(value) is BatchedTensor or not _len_torch_function_stack():
+    modes = 0 if type(value) is BatchedTensor else _len_torch_function_stack()
+    if not modes:
         return function(value)
     mode = pop_level()
     try:
-        return physically(function, value) if _len_torch_function_stack() else function(value)
+        return function(value) if modes == 1 else physically(function, value)
     finally:
         push_level(mode)
 

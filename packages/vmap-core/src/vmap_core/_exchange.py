@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._level import Level, current_levels, pop_level, push_level
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 
 @contextlib.contextmanager
@@ -50,4 +50,4 @@ def exchange(x: Any, inner: Level, outer: Level) -> BatchedTensor:
             inner_dim += 1
         else:
             outer_dim -= 1
-    return BatchedTensor(BatchedTensor(value, inner_dim, inner), outer_dim, outer)
+    return make_batched(make_batched(value, inner_dim, inner), outer_dim, outer)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from ._by_shape import by_shape
 from ._dims import align, logical_rank, physical_dims, promote_like_samples
 from ._dispatch import emitter
 from ._registry import Rule, RuleFunction
@@ -141,7 +142,7 @@ def reduction(op: OpOverload) -> RuleFunction:
             bdim -= sum(d < bdim for d in dims)
         return out, bdim
 
-    return reduction
+    return by_shape(reduction)
 
 
 def along_dim(op: OpOverload) -> RuleFunction:
@@ -181,7 +182,7 @@ def along_dim(op: OpOverload) -> RuleFunction:
             return out.squeeze(-1), 0
         return type(out)([o.squeeze(-1) for o in out]), 0
 
-    return along_dim
+    return by_shape(along_dim)
 
 
 @functools.cache

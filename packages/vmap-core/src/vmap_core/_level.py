@@ -21,9 +21,11 @@ from ._errors import RandomnessError, function_name, user_location
 if TYPE_CHECKING:
     from ._registry import Table
 
+NO_KWARGS: dict[str, Any] = {}  # of the calls without keyword arguments
+
 Randomness = Literal["error", "same", "different"]
 
-__all__ = ["Level", "Randomness", "current_levels", "pop_level", "push_level", "resumed"]
+__all__ = ["NO_KWARGS", "Level", "Randomness", "current_levels", "pop_level", "push_level", "resumed"]
 
 
 class _Blank:
@@ -85,10 +87,15 @@ class Level(_Blank, TorchFunctionMode):
     ) -> Any:
         """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
         if not kwargs:
-            plan = self.plans.get((func, *map(type, args)))
+            n = len(args)
+            plan = self.plans.get(
+                (func, type(args[0]), type(args[1])) if n == 2
+                else (func, type(args[0])) if n == 1
+                else (func, *map(type, args))
+            )  # fmt: skip
             if plan is not None:
-                return plan(self, args, _dispatch.NO_KWARGS)
-        return _dispatch.call(self, func, args, kwargs or _dispatch.NO_KWARGS)
+                return plan(self, args, NO_KWARGS)
+        return _dispatch.call(self, func, args, kwargs or NO_KWARGS)
 
     def __enter__(self) -> "Level":
         """Make this the innermost level."""

@@ -22,7 +22,7 @@ from . import _autocast, _dispatch, _fallback, _plans
 from ._binding import Arrange, overloads_of, packet_of
 from ._errors import ComplexGraphError, UnsupportedError, user_location
 from ._registry import Rule
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 if TYPE_CHECKING:
     from ._level import Level
@@ -151,7 +151,7 @@ def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
 
 def _at(level: Level, x: BatchedTensor) -> BatchedTensor:
     """Return a tensor of another level as one that is unbatched at this level: C++ must only meet real tensors."""
-    return x if x._level is level else BatchedTensor(x, None, level)
+    return x if x._level is level else make_batched(x, None, level)
 
 
 def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -198,7 +198,7 @@ def run_lowered(
             return lower(_at(level, a), requires_grad=record and a.requires_grad)
         # A wrapper of torch.func's; a lazy conjugate, which the dispatcher would resolve below autograd.
         if isinstance(a, Tensor) and (functorch or (mode and (a.is_conj() or a.is_neg()))):
-            return lower(BatchedTensor(a, None, level), requires_grad=record and a.requires_grad)
+            return lower(make_batched(a, None, level), requires_grad=record and a.requires_grad)
         return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
 
     def raise_(a: Any) -> Any:

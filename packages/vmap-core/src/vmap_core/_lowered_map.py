@@ -9,7 +9,7 @@ from typing import Any
 from ._level import Level
 from ._lower import LoweredTensor, dispatch_keys, lower
 from ._packs import current_table
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 
 class _Running(threading.local):
@@ -42,7 +42,7 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     def raised(x: Any) -> Any:
         if type(x) is BatchedTensor:
             value = raised(x._value)
-            return BatchedTensor(value, None if x._bdim is None else x._bdim + 1, x._level)
+            return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
         if type(x) is not LoweredTensor:
             return x.expand(size, *x.shape)
         bdim = x._batched._bdim
@@ -50,7 +50,7 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
         return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)
 
     try:
-        return [raised(x) for x in function([lower(BatchedTensor(v, 0, level)) for v in vectors])]
+        return [raised(x) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
     finally:
         _running.levels.pop()
         level.active = False

@@ -20,7 +20,7 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from . import _dispatch
 from ._errors import InplaceError, user_location
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 if TYPE_CHECKING:
     from ._level import Level
@@ -45,12 +45,12 @@ class Origin:
 
 def fresh(level: Level, value: Any) -> BatchedTensor:
     """Wrap an unbatched tensor that the mapped function has just made."""
-    return BatchedTensor(value, None, level, Origin())
+    return make_batched(value, None, level, Origin())
 
 
 def shared(level: Level, value: Any) -> BatchedTensor:
     """Wrap an unbatched tensor whose memory comes from outside (``captured.detach()``)."""
-    return BatchedTensor(value, None, level)
+    return make_batched(value, None, level)
 
 
 def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], BatchedTensor]) -> BatchedTensor:
@@ -58,7 +58,7 @@ def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], Batch
     if of._origin is None:
         return shared(level, value)
     base = of if of._origin.base is None else of._origin.base
-    result = BatchedTensor(value, None, level, Origin(base, replay))
+    result = make_batched(value, None, level, Origin(base, replay))
     assert base._origin is not None
     base._origin.views.append(weakref.ref(result))
     return result
@@ -162,9 +162,9 @@ def own_samples_at(level: Level, x: Any) -> BatchedTensor:
     value, bdim = (x._value, x._bdim) if here else (x, None)
     value = own_samples(value)
     return (
-        BatchedTensor(value, bdim, level)
+        make_batched(value, bdim, level)
         if bdim is not None
-        else BatchedTensor(expanded(value, level.batch_size), 0, level)
+        else make_batched(expanded(value, level.batch_size), 0, level)
     )
 
 

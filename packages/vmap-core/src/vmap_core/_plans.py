@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from . import _dispatch, _inplace, _ownership, _shortcuts
 from ._custom import registered_rule
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 if TYPE_CHECKING:
     from ._binding import Arrange
@@ -68,6 +68,8 @@ def _choose(
     if [str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags:
         return general
     alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *kwargs.values()))
+    if alone and getattr(rule.function, "by_shape", False):
+        return _shortcuts.by_shape_plan(rule.function, general, arrange)
     if arrange is not None:
         return _shortcuts.arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
     emit = getattr(rule.function, "emit", None)
@@ -100,7 +102,7 @@ def _general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange
         def logical_plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if arrange is not None:
                 args, kwargs = arrange(args, kwargs)
-            return function(level, *args, **kwargs)
+            return function(level, *args, **kwargs) if kwargs else function(level, *args)
 
         return logical_plan
 
@@ -179,7 +181,7 @@ def wrap(level: Level, out: Any, out_dims: Any) -> Any:
     if type(out_dims) is int:
         if isinstance(out, list | tuple):
             return rebuild(out, [wrap(level, o, out_dims) for o in out])
-        return BatchedTensor(out, out_dims, level)
+        return make_batched(out, out_dims, level)
     if isinstance(out, Tensor):
         return _ownership.fresh(level, out)
     if isinstance(out, list | tuple):

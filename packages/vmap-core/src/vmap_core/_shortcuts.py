@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _plans
-from ._tensor import BatchedTensor
+from ._by_shape import learn
+from ._tensor import BatchedTensor, make_batched
 
 if TYPE_CHECKING:
     from ._binding import Arrange
@@ -25,11 +26,50 @@ def single_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, .
         if x._level is level and x._bdim is not None and not kwargs:
             out, bdim = function(level, (x._bdim, *rest), x._value, *args[1:])
             if type(bdim) is int:
-                return BatchedTensor(out, bdim, level)
+                return make_batched(out, bdim, level)
             return _plans.wrap(level, out, bdim)
         return general(level, args, kwargs)
 
     return plan
+
+
+def by_shape_plan(function: Callable[..., Any], general: Plan, arrange: Arrange | None) -> Plan:
+    """Make the short cut of a rule that looks at nothing but shapes: what it did before is done again (`_by_shape`)."""
+    known: dict[Any, Any] = {}
+    sized = False  # the rule looks at sizes; for most, the rank tells all
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        bdim = x._bdim
+        if x._level is not level or bdim is None:
+            return general(level, args, kwargs)
+        value = x._value
+        key: Any = (bdim, value.shape if sized else value.ndim, args[1:])
+        if kwargs:
+            key += tuple(kwargs.values())
+        try:
+            found = known.get(key)
+        except TypeError:  # a list of dims
+            return general(level, args, kwargs)
+        if found:
+            return make_batched(found[0](value), found[1], level)
+        if found is None:
+            ask(level, value.shape, key, args, kwargs)
+        return general(level, args, kwargs)
+
+    def ask(level: Level, shape: torch.Size, key: Any, args: Any, kwargs: Any) -> None:
+        nonlocal sized
+        given, rest = (args, kwargs) if arrange is None else arrange(args, kwargs)
+        looked, found = learn(function, level, key[0], shape, given[1:], rest)
+        if (looked and not sized) or len(known) == _ENTRIES:
+            known.clear()
+        sized = sized or looked
+        known[(key[0], shape if sized else len(shape), *key[2:])] = found or False
+
+    return plan
+
+
+_ENTRIES = 1024  # that one plan remembers
 
 
 def pair_plan(function: Callable[..., Any], general: Plan) -> Plan:
@@ -45,7 +85,7 @@ def pair_plan(function: Callable[..., Any], general: Plan) -> Plan:
         if (x_bdim is None and y_bdim is None) or kwargs:
             return general(level, args, kwargs)
         out, bdim = function(level, (x_bdim, y_bdim), x, y)
-        return BatchedTensor(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
+        return make_batched(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
 
     return plan
 
@@ -54,13 +94,14 @@ def list_plan(function: Callable[..., Any], general: Plan, rest: tuple[None, ...
     """Make the short cut of an operation on a list of tensors, all of them batched."""
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = args[0]
-        for x in tensors:
+        values, dims = [], []
+        for x in args[0]:
             if x._level is not level or x._bdim is None:
                 return general(level, args, kwargs)
-        dims = [x._bdim for x in tensors]
-        out, bdim = function(level, (dims, *rest), [x._value for x in tensors], *args[1:])
-        return BatchedTensor(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
+            values.append(x._value)
+            dims.append(x._bdim)
+        out, bdim = function(level, (dims, *rest), values, *args[1:])
+        return make_batched(out, bdim, level) if type(bdim) is int else _plans.wrap(level, out, bdim)
 
     return plan
 
@@ -74,7 +115,7 @@ def arranged_plan(function: Callable[..., Any], general: Plan, arrange: Arrange)
             given, rest = arrange(args, kwargs)
             out, bdim = function(level, (x._bdim, *(None,) * (len(given) - 1)), x._value, *given[1:], **rest)
             if type(bdim) is int:
-                return BatchedTensor(out, bdim, level)
+                return make_batched(out, bdim, level)
             return _plans.wrap(level, out, bdim)
         return general(level, args, kwargs)
 
@@ -91,7 +132,7 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
         def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x = args[0]
             if x._level is level and x._bdim is not None and not kwargs:
-                return BatchedTensor(emit(x._value), x._bdim, level)
+                return make_batched(emit(x._value), x._bdim, level)
             return general(level, args, kwargs)
 
         return plan
@@ -104,13 +145,15 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
                 a, b = x._value, y._value
                 more = a.ndim - b.ndim
                 if not more:
-                    return BatchedTensor(emit(a, b), bdim, level)
+                    return make_batched(emit(a, b), bdim, level)
                 if not bdim and a.dtype == b.dtype:  # ones between the batch dim and the shorter operand's own
-                    if more > 0:
+                    if more == 1:
+                        b = b.unsqueeze(1)
+                    elif more > 0:
                         b = b.reshape(b.shape[0], *(1,) * more, *b.shape[1:])
                     else:
                         a = a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:])
-                    return BatchedTensor(emit(a, b), 0, level)
+                    return make_batched(emit(a, b), 0, level)
             return general(level, args, kwargs)
 
         return plan
@@ -123,7 +166,7 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
                 if bdim is not None and bdim == y._bdim and bdim == z._bdim:
                     a, b, c = x._value, y._value, z._value
                     if a.ndim == b.ndim == c.ndim:
-                        return BatchedTensor(emit(a, b, c), bdim, level)
+                        return make_batched(emit(a, b, c), bdim, level)
             return general(level, args, kwargs)
 
         return plan
@@ -135,7 +178,7 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
             if x._level is level and x._bdim == 0 and not kwargs:
                 value = x._value
                 if shared.ndim < value.ndim and shared.dtype == value.dtype:
-                    return BatchedTensor(emit(value, shared) if first else emit(shared, value), 0, level)
+                    return make_batched(emit(value, shared) if first else emit(shared, value), 0, level)
             return general(level, args, kwargs)
 
         return plan
@@ -144,7 +187,7 @@ def pointwise_plan(emit: Callable[..., Any], general: Plan, types: list[type]) -
         def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x, number = args
             if x._level is level and x._bdim is not None and not kwargs:
-                return BatchedTensor(emit(x._value, number), x._bdim, level)
+                return make_batched(emit(x._value, number), x._bdim, level)
             return general(level, args, kwargs)
 
         return plan

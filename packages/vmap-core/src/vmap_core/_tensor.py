@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import _dispatch, _node, _read
+from ._level import NO_KWARGS, Level, pop_level, push_level
 
 if TYPE_CHECKING:
-    from ._level import Level
     from ._ownership import Origin
 
 
@@ -46,13 +46,6 @@ class BatchedTensor(_Head):
     _level: Level
     _origin: Origin | None
 
-    def __init__(self, value: Any, bdim: int | None, level: Level, origin: Origin | None = None) -> None:
-        """Wrap a physical tensor; rules return plain pairs instead, the dispatcher wraps them."""
-        self._value = value
-        self._bdim = bdim
-        self._level = level
-        self._origin = origin
-
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -77,11 +70,14 @@ class BatchedTensor(_Head):
         """The logical shape, without the batch dim."""
         shape = _dispatch.physically(_get_shape, self._value)
         d = self._bdim
-        return shape if d is None else torch.Size(shape[:d] + shape[d + 1 :])
+        if not d:
+            return shape if d is None else shape[1:]
+        return torch.Size(shape[:d] + shape[d + 1 :])
 
     def size(self, dim: int | None = None) -> Any:
         """Return the logical shape, or one of its entries."""
-        return self.shape if dim is None else self.shape[_logical(dim, self.ndim)]
+        shape = self.shape
+        return shape if dim is None else shape[_logical(dim, len(shape))]
 
     @property
     def ndim(self) -> int:
@@ -201,6 +197,19 @@ class BatchedTensor(_Head):
         return result.requires_grad_() if self.requires_grad else result
 
 
+def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | None = None) -> BatchedTensor:
+    """Wrap a physical tensor; rules return plain pairs instead, the dispatcher wraps them.
+
+    A function, since Python takes longer for a class with ``__init__``.
+    """
+    x = BatchedTensor()
+    x._value = value
+    x._bdim = bdim
+    x._level = level
+    x._origin = origin
+    return x
+
+
 _get_shape = operator.attrgetter("shape")
 _get_grad_fn = operator.attrgetter("grad_fn")
 _get_ndim = operator.attrgetter("ndim")
@@ -233,34 +242,69 @@ def contiguous_strides(shape: torch.Size, strides: tuple[int, ...], fmt: torch.m
 
 
 def _method(func: Any, name: str) -> Callable[..., Any]:
+    """Make a method: door 1 for calls on a BatchedTensor.
+
+    As `_dispatch.dispatch`, with the commonest case written out: the innermost mode is a level, and has a plan.
+    """
+    alone = (func, BatchedTensor)
+
     def method(*args: Any, **kwargs: Any) -> Any:
-        return _dispatch.dispatch(func, args, kwargs)
+        try:
+            mode = pop_level()
+        except RuntimeError:  # no level is active in this thread
+            return _dispatch.outside(func, args, kwargs)
+        try:
+            if not kwargs and type(mode) is Level:
+                n = len(args)
+                if n == 1:
+                    key: Any = alone
+                elif n == 2:
+                    key = (func, BatchedTensor, type(args[1]))
+                else:
+                    key = (func, *map(type, args))
+                plan = mode.plans.get(key)
+                if plan is not None:
+                    return plan(mode, args, NO_KWARGS)
+            return _dispatch.at(mode, func, args, kwargs)
+        finally:
+            push_level(mode)
 
     method.__name__, method.__doc__ = name, f"See torch.Tensor.{name}."
     return method
 
 
-def _binary(func: Any, name: str, swap: bool = False) -> Callable[..., Any]:
-    """Make an operator; an operand which is no tensor or number gets NotImplemented, as Python expects."""
+def _operator(func: Any, name: str) -> Callable[..., Any]:
+    """Make an operator in the same way; an operand that is no tensor or number gets NotImplemented, as Python expects."""
 
-    def forward(self: BatchedTensor, other: Any) -> Any:
-        if type(other) in _COMMON or isinstance(other, _OPERANDS):
-            return _dispatch.dispatch(func, (self, other))
-        return NotImplemented
+    def method(self: BatchedTensor, other: Any) -> Any:
+        try:
+            mode = pop_level()
+        except RuntimeError:
+            return _dispatch.outside(func, (self, other), NO_KWARGS) if isinstance(other, _OPERANDS) else NotImplemented
+        try:
+            if type(mode) is Level:
+                plan = mode.plans.get((func, BatchedTensor, type(other)))
+                if plan is not None:
+                    return plan(mode, (self, other), NO_KWARGS)
+            return _dispatch.at(mode, func, (self, other)) if isinstance(other, _OPERANDS) else NotImplemented
+        finally:
+            push_level(mode)
 
-    def reflected(self: BatchedTensor, other: Any) -> Any:
-        if type(other) in _COMMON or isinstance(other, _OPERANDS):
-            return _dispatch.dispatch(func, (other, self))
-        return NotImplemented
-
-    method = reflected if swap else forward
     method.__name__ = name
     return method
 
 
-_OPERANDS = (Tensor, int, float, complex, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+def _swapped(func: Any, name: str) -> Callable[..., Any]:
+    """Make a reflected operator: the other operand is the first."""
 
-_COMMON = {BatchedTensor, Tensor, float, int}
+    def method(self: BatchedTensor, other: Any) -> Any:
+        return _dispatch.dispatch(func, (other, self)) if isinstance(other, _OPERANDS) else NotImplemented
+
+    method.__name__ = name
+    return method
+
+
+_OPERANDS = (BatchedTensor, Tensor, int, float, complex, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 _OPERATORS = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "truediv": torch.div,
@@ -336,13 +380,13 @@ def _generate() -> None:
     """Give BatchedTensor every name of torch.Tensor that it does not define itself."""
     cls = BatchedTensor
     for name, func in _OPERATORS.items():
-        setattr(cls, f"__{name}__", _binary(func, f"__{name}__"))
+        setattr(cls, f"__{name}__", _operator(func, f"__{name}__"))
     for name, func in _REFLECTED.items():
-        setattr(cls, f"__r{name}__", _binary(func, f"__r{name}__"))
+        setattr(cls, f"__r{name}__", _operator(func, f"__r{name}__"))
     for name, func in _REFLECTED_SWAPPED.items():
-        setattr(cls, f"__r{name}__", _binary(func, f"__r{name}__", swap=True))
+        setattr(cls, f"__r{name}__", _swapped(func, f"__r{name}__"))
     for name, target in _INPLACE.items():
-        setattr(cls, f"__i{name}__", _binary(getattr(Tensor, target), f"__i{name}__"))
+        setattr(cls, f"__i{name}__", _operator(getattr(Tensor, target), f"__i{name}__"))
     for name, func in _UNARY.items():
         setattr(cls, f"__{name}__", _method(func, f"__{name}__"))
     for name in ("__rtruediv__", "__rdiv__"):
@@ -364,15 +408,8 @@ def _generate() -> None:
 
 
 def _property(descriptor: Any, name: str) -> property:
-    get, set_ = descriptor.__get__, descriptor.__set__
-
-    def fget(self: BatchedTensor) -> Any:
-        return _dispatch.dispatch(get, (self,))
-
-    def fset(self: BatchedTensor, value: Any) -> None:
-        _dispatch.dispatch(set_, (self, value))
-
-    return property(fget, fset, doc=f"See torch.Tensor.{name}.")
+    get, set_ = (_method(accessor, name) for accessor in (descriptor.__get__, descriptor.__set__))
+    return property(get, set_, doc=f"See torch.Tensor.{name}.")
 
 
 _generate()

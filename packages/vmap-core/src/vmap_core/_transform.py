@@ -23,7 +23,7 @@ from ._dynamo import graph_break
 from ._errors import function_name
 from ._level import Level, Randomness, pop_level, push_level
 from ._packs import current_table
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 
 __all__ = ["vmap"]
 
@@ -104,7 +104,7 @@ def vmap(
             if size is not None:
                 level = Level(size, randomness, current_table(), func)
                 inputs = [
-                    a if d is None else BatchedTensor(a, d if d >= 0 else d % a.ndim, level)
+                    a if d is None else make_batched(a, d if d >= 0 else d % a.ndim, level)
                     for a, d in zip(args, flat_dims)  # noqa: B905  # flat_dims may repeat for ever
                 ]
                 return _run(func, level, inputs, kwargs, out_dims)
@@ -151,7 +151,7 @@ def _general(
     def run(size: int, leaves: list[Any]) -> Any:
         level = Level(size, randomness, current_table(), func)
         inputs = iter(
-            [leaf if d is None else BatchedTensor(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)]
+            [leaf if d is None else make_batched(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)]
         )
         return _run(
             func, level, _tree.unflatten(spec, inputs), {**kwargs, **_tree.unflatten(kw_spec, inputs)}, out_dims

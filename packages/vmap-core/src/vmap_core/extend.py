@@ -1,5 +1,6 @@
 """What the author of a rule pack needs; everything here is public API."""
 
+from ._by_shape import by_shape
 from ._dims import (
     align,
     ensure_bdim,
@@ -27,7 +28,7 @@ from ._packs import hookimpl, register, unregister
 from ._plans import unwrap, wrap
 from ._read import every_sample
 from ._registry import RulePack
-from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor, make_batched
 from ._unexpanded import Product, is_expanded, product
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "along_dim",
     "batch_dims",
     "broadcast_all",
+    "by_shape",
     "call",
     "call_inherent",
     "current_levels",
@@ -61,6 +63,7 @@ __all__ = [
     "loop",
     "loop_rule",
     "lowered_map",
+    "make_batched",
     "make_leaf",
     "own_samples",
     "pad_rank",

@@ -16,6 +16,7 @@ from vmap_core.extend import (
     Level,
     UnsupportedError,
     current_levels,
+    make_batched,
     resumed,
     unwrap,
     user_location,
@@ -69,7 +70,7 @@ class FunctionCall:
 
     def _seen(self, value: Any, bdim: int | None) -> Any:
         """Return a physical value as the Function's methods see it."""
-        return value if bdim is None or value is None else BatchedTensor(value, bdim, self.level)
+        return value if bdim is None or value is None else make_batched(value, bdim, self.level)
 
     def _set_needs(self, needs: Sequence[bool]) -> None:
         by_position = dict(zip(self.at, needs, strict=True))

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, UnsupportedError, leaf_level, unwrap, user_location
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    RulePack,
+    UnsupportedError,
+    leaf_level,
+    make_batched,
+    unwrap,
+    user_location,
+)
 
 from ._function_call import runs_backward
 from .grad import aligned, as_tuple, seed
@@ -73,7 +82,7 @@ def get_grad(info: Level, x: Any) -> Any:
     """``x.grad``."""
     if type(x) is BatchedTensor and x._level is info:
         grad = x._value.grad
-        return None if grad is None else BatchedTensor(grad, x._bdim, info)
+        return None if grad is None else make_batched(grad, x._bdim, info)
     if id(x) in _summed(info):
         raise UnsupportedError(
             f"vmap: .grad of a tensor from outside the mapped function, at {user_location()}: it holds the sum over "

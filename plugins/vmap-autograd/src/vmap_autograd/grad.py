@@ -31,6 +31,7 @@ from vmap_core.extend import (
     ensure_bdim,
     exchange,
     exchanged,
+    make_batched,
     run_lowered,
     unwrap,
     user_location,
@@ -175,7 +176,7 @@ def _one_vector_per_sample(info: Level, vectors: Any, out_dims: Any) -> list[Any
         value = aligned(info, vector, bdim)
         eye = torch.eye(size, dtype=torch.bool, device=value.device)
         mask = eye.reshape(size, *(size if d == bdim else 1 for d in range(value.ndim)))
-        results.append(BatchedTensor(torch.where(mask, value, torch.zeros_like(value)), 0, info))
+        results.append(make_batched(torch.where(mask, value, torch.zeros_like(value)), 0, info))
     return results
 
 

@@ -17,7 +17,7 @@ from .._errors import DataDependentError, user_location
 from .._ownership import promote
 from .._plans import any_batched
 from .._registry import RulePack
-from .._tensor import BatchedTensor
+from .._tensor import BatchedTensor, make_batched
 
 aten = torch.ops.aten
 pack = RulePack("core.getitem")
@@ -194,13 +194,15 @@ _ALL = slice(None)
 @pack.logical(torch.Tensor.__getitem__)
 def getitem(info: Any, x: Any, index: Any) -> Any:
     """``x[index]``: a view for a basic index, one gathering operation for an advanced one."""
-    parts = index if type(index) is tuple else (index,)
-    if _BASIC.issuperset(map(type, parts)):
+    kind = type(index)
+    if kind in _BASIC or (kind is tuple and _BASIC.issuperset(map(type, index))):
         if type(x) is not BatchedTensor or x._level is not info:
             return x[index]  # a view of a tensor from outside
         if x._bdim == 0:
             try:
-                return BatchedTensor(x._value[(_ALL, *parts)], 0, info)
+                if kind is int:
+                    return make_batched(x._value.select(1, index), 0, info)
+                return make_batched(x._value[(_ALL, *index) if kind is tuple else (_ALL, index)], 0, info)
             except IndexError:
                 pass  # said again below, in logical dims
     with info.pushed():

@@ -12,7 +12,7 @@ from .._errors import UnsupportedError, user_location
 from .._level import Level, resumed
 from .._plans import unwrap
 from .._registry import RulePack
-from .._tensor import BatchedTensor
+from .._tensor import BatchedTensor, make_batched
 
 pack = RulePack("core.hooks")
 
@@ -33,7 +33,7 @@ def register_hook(info: Level, x: Any, hook: Callable[[Any], Any]) -> Any:
 
     def physical(grad: Any) -> Any:
         with resumed((info,)):
-            out = hook(BatchedTensor(grad, bdim, info))
+            out = hook(make_batched(grad, bdim, info))
         if out is None:
             return None
         (value,), (dim,), _ = unwrap(info, (out,))

@@ -29,8 +29,13 @@ def cat(info, in_dims, tensors, dim=0):
     """[(*, n_i, *), ...] -> (*, sum of n_i, *)."""
     dims = in_dims[0]
     bdim, ndim = dims[0], tensors[0].ndim
-    if bdim is not None and ndim > 1 and dims.count(bdim) == len(dims) == [x.ndim for x in tensors].count(ndim):
-        return torch.cat(tensors, physical_dim(dim, ndim - 1, bdim)), bdim
+    if bdim is not None and 1 - ndim <= dim < ndim - 1:
+        for x, d in zip(tensors, dims):  # noqa: B905
+            if d != bdim or x.ndim != ndim:
+                break
+        else:
+            dim %= ndim - 1
+            return torch.cat(tensors, dim + (dim >= bdim)), bdim
     ranks = [x.ndim - (d is not None) for x, d in zip(tensors, dims, strict=True)]
     # cat skips tensors of shape (0,), whatever the rank of the others
     rank = max(ranks)

@@ -90,7 +90,8 @@ def matmul(info, in_dims, a, b):
             return torch.matmul(a, b), b_rank - 2  # (B k) (* k m) -> (* B m)
         return torch.matmul(a, b), 0  # (B * k) (k m): torch folds the leading dims itself
     if a_bdim is None and a_rank <= 2 and b_rank == 1:
-        return torch.matmul(to_front(b, b_bdim), a.mT if a_rank == 2 else a), 0  # (B k) (k n)
+        b = to_front(b, b_bdim)
+        return (torch.nn.functional.linear(b, a) if a_rank == 2 else torch.matmul(b, a)), 0  # (B k) (n k)
     if a_bdim is None and a_rank == 2 and b_rank == 2:
         b = b.movedim(b_bdim, 1)  # (n k) (k B m) -> (n B m)
         return torch.unflatten(a.mm(b.reshape(b.shape[0], b.shape[1:].numel())), 1, b.shape[1:]), 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .._by_shape import by_shape
 from .._dims import physical_dim
 from .._registry import RuleFunction, RulePack
 from . import view
@@ -25,7 +26,7 @@ def _property(name: str, op: Any) -> None:
     def view_property(info: Any, in_dims: Any, x: Any) -> Any:
         return view.pack.rules[op].function(info, in_dims, x)
 
-    pack.add(_getter(name), view_property)
+    pack.add(_getter(name), by_shape(view_property))
 
 
 _property("T", aten.numpy_T.default)
@@ -46,7 +47,7 @@ def _matrix(name: str, conjugate: bool) -> RuleFunction:
         out = x.transpose(physical_dim(-2, rank, bdim), physical_dim(-1, rank, bdim)) if rank else x
         return (out.conj() if conjugate and out.is_complex() else out), bdim
 
-    return matrix_transpose
+    return by_shape(matrix_transpose)
 
 
 for _name, _conjugate, _ops in (

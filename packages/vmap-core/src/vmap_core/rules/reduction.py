@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from .._by_shape import by_shape
 from .._dims import ensure_bdim, physical_dims, to_front
 from .._dispatch import call, call_inherent, emitter
 from .._families import along_dim, reduction
@@ -73,7 +74,7 @@ def over_all(op: Any) -> RuleFunction:
             return emit(x.unsqueeze(-1), [x.ndim], *args, **kwargs), bdim
         return emit(x, dims, *args, **kwargs), 0
 
-    return reduce_all
+    return by_shape(reduce_all)
 
 
 def over_flat(op: Any) -> RuleFunction:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from .._by_shape import by_shape
 from .._dims import to_front, wrap_dim
 from .._ownership import lay_out_samples
 from .._plans import unbatched_plan
 from .._registry import RuleFunction, RulePack
-from .._tensor import BatchedTensor
+from .._tensor import BatchedTensor, make_batched
 from .view import logical_shape
 
 aten = torch.ops.aten
@@ -78,18 +79,19 @@ def view(info, x, shape):
     if type(x) is not BatchedTensor or x._level is not info or x._bdim is None:
         return _shared_view(info, (x, shape), {})
     try:
-        return BatchedTensor(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
+        return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
     except RuntimeError:  # holds on to the memory as long as it is handled
         pass
     lay_out_samples(x)
-    return BatchedTensor(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
+    return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
 
 
 pack.add(aten._unsafe_view.default, _reshaper("reshape"))
-pack.add(aten.reshape.default, _reshaper("reshape"))
+pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 
 
 @pack.rule(aten.flatten.using_ints)
+@by_shape
 def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
     """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
     x = to_front(x, in_dims[0])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .._by_shape import by_shape
 from .._dims import physical_dim, physical_dims, to_front, wrap_dim
 from .._dispatch import emitter
 from .._registry import RuleFunction, RulePack
@@ -23,6 +24,7 @@ def logical_shape(x: Any, bdim: int | None) -> list[int]:
 
 
 @pack.rule(aten.expand.default)
+@by_shape
 def expand(info, in_dims, x, size, *, implicit=False):
     """(*) -> (*size), broadcast. A view; the batch dim stays."""
     bdim = in_dims[0]
@@ -48,6 +50,7 @@ def expand_as(info, in_dims, x, other):
 
 
 @pack.rule(aten.permute.default)
+@by_shape
 def permute(info, in_dims, x, dims):
     """(*) -> (*), dims in a new order. The batch dim goes first, a view all the same."""
     bdim = in_dims[0]
@@ -55,6 +58,7 @@ def permute(info, in_dims, x, dims):
 
 
 @pack.rule(aten.transpose.int)
+@by_shape
 def transpose(info, in_dims, x, dim0, dim1):
     """(*) -> (*), two dims swapped."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -65,6 +69,7 @@ def transpose(info, in_dims, x, dim0, dim1):
 
 
 @pack.rule(aten.t.default)
+@by_shape
 def t(info, in_dims, x):
     """(n, m) -> (m, n); a vector or scalar as it is."""
     rank = x.ndim - 1
@@ -74,12 +79,14 @@ def t(info, in_dims, x):
 
 
 @pack.rule(aten.numpy_T.default)
+@by_shape
 def numpy_T(info, in_dims, x):
     """(*) -> (*), all dims reversed."""
     return permute(info, in_dims, x, range(x.ndim - 2, -1, -1))
 
 
 @pack.rule(aten.unsqueeze.default)
+@by_shape
 def unsqueeze(info, in_dims, x, dim):
     """(*) -> (*, 1, *). The dim counts on the result, which has one more."""
     bdim, rank = in_dims[0], x.ndim
@@ -88,12 +95,14 @@ def unsqueeze(info, in_dims, x, dim):
 
 
 @pack.rule(aten.squeeze.default)
+@by_shape
 def squeeze(info, in_dims, x):
     """(*) -> (*) without its dims of size one."""
     return squeeze_dims(info, in_dims, x, range(x.ndim - 1))
 
 
 @pack.rule(aten.squeeze.dim)
+@by_shape
 def squeeze_dim(info, in_dims, x, dim):
     """(*) -> (*) without ``dim``, if its size is one."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -105,6 +114,7 @@ def squeeze_dim(info, in_dims, x, dim):
 
 
 @pack.rule(aten.squeeze.dims)
+@by_shape
 def squeeze_dims(info, in_dims, x, dims):
     """(*) -> (*) without those of ``dims`` whose size is one."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -117,6 +127,7 @@ def squeeze_dims(info, in_dims, x, dims):
 
 
 @pack.rule(aten.select.int)
+@by_shape
 def select(info, in_dims, x, dim, index):
     """(*, n, *) -> (*, *)."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -127,6 +138,7 @@ def select(info, in_dims, x, dim, index):
 
 
 @pack.rule(aten.slice.Tensor)
+@by_shape
 def slice_(info, in_dims, x, dim=0, start=None, end=None, step=1):
     """(*, n, *) -> (*, m, *)."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -136,6 +148,7 @@ def slice_(info, in_dims, x, dim=0, start=None, end=None, step=1):
 
 
 @pack.rule(aten.narrow.default)
+@by_shape
 def narrow(info, in_dims, x, dim, start, length):
     """(*, n, *) -> (*, length, *)."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -191,6 +204,7 @@ pack.family(
 
 
 @pack.rule(aten.diagonal.default)
+@by_shape
 def diagonal(info, in_dims, x, offset=0, dim1=0, dim2=1):
     """(*, n, *, m, *) -> (*, *, *, k)."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -199,6 +213,7 @@ def diagonal(info, in_dims, x, offset=0, dim1=0, dim2=1):
 
 
 @pack.rule(aten.unfold.default)
+@by_shape
 def unfold(info, in_dims, x, dimension, size, step):
     """(*, n, *) -> (*, windows, *, size)."""
     bdim, rank = in_dims[0], x.ndim - 1
@@ -219,6 +234,7 @@ def movedim(info, in_dims, x, source, destination):
 
 
 @pack.rule(aten.movedim.int, aten.moveaxis.int)
+@by_shape
 def movedim_int(info, in_dims, x, source, destination):
     """(*) -> (*), one dim moved."""
     return movedim(info, in_dims, x, [source], [destination])

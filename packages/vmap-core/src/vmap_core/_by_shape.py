@@ -1,0 +1,130 @@
+"""Rules that look at nothing but shapes: each is asked once, and the one operation it makes is kept.
+
+What a view or a reduction calls follows from the shape, often only the rank, the batch dim and the other arguments. So
+a rule marked with `by_shape` is run on a `_StandIn` that has a shape and nothing else; the operation it makes on it is
+remembered, and later calls go straight there. A rule that makes two operations, or looks at anything else, runs as any
+other does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodDescriptorType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._C import _len_torch_function_stack
+from torch._C import _pop_torch_function_stack as pop_mode
+from torch._C import _push_on_torch_function_stack as push_mode
+
+if TYPE_CHECKING:
+    from ._level import Level
+    from ._registry import RuleFunction
+
+Known = tuple[Callable[[Any], Any], int]
+
+
+def by_shape(rule: RuleFunction) -> RuleFunction:
+    """Mark the rule of an operator on one tensor: its shape and the other arguments tell what the rule does."""
+    rule.by_shape = True  # type: ignore[attr-defined]
+    return rule
+
+
+def learn(
+    rule: RuleFunction, level: Level, bdim: int, shape: torch.Size, args: Any, kwargs: Any
+) -> tuple[bool, Known | None]:
+    """Ask a rule what it does with a tensor of a shape.
+
+    Args:
+        rule: the rule, marked with `by_shape`.
+        level: its ``info``.
+        bdim: the tensor's batch dim.
+        shape: the tensor's physical shape.
+        args: the arguments after the tensor, in the schema's order.
+        kwargs: the keyword-only arguments.
+
+    Returns:
+        Whether the rule looked at sizes, and not only at the rank. The operation, to be called on the physical tensor,
+        with the batch dim of its result; None if the rule takes more than one operation, or raises.
+    """
+    asked = _StandIn(shape)
+    try:
+        with _no_modes():
+            out, out_bdim = rule(level, (bdim, *(None,) * len(args)), asked, *args, **kwargs)
+    except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
+        return True, None
+    if type(out) is not _Result or asked.operations != 1 or type(out_bdim) is not int:
+        return True, None
+    return asked.looked, (out.operation, out_bdim)
+
+
+@contextmanager
+def _no_modes() -> Iterator[None]:
+    modes = [pop_mode() for _ in range(_len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            push_mode(mode)
+
+
+class _Result:
+    """What an operation on a stand-in gives: good for being returned, and for nothing else."""
+
+    __slots__ = ("operation",)
+
+    def __init__(self, operation: Callable[[Any], Any]) -> None:
+        self.operation = operation
+
+    def __bool__(self) -> bool:
+        raise TypeError("a stand-in has no values")
+
+
+class _StandIn:
+    """A tensor that has a shape, and keeps what is called on it."""
+
+    __slots__ = ("_shape", "looked", "operations")
+
+    def __init__(self, shape: torch.Size) -> None:
+        self._shape = shape
+        self.looked = False
+        self.operations = 0
+
+    @property
+    def shape(self) -> torch.Size:
+        self.looked = True
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    def __getattr__(self, name: str) -> Callable[..., _Result]:
+        if not callable(getattr(torch.Tensor, name)):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._keep(operator.methodcaller(name, *args, **kwargs), args, kwargs)
+
+    def _keep(self, operation: Callable[[Any], Any], args: Any, kwargs: Any) -> _Result:
+        if _holds_one((*args, *kwargs.values())):
+            raise TypeError("the operation takes more than one tensor")
+        self.operations += 1
+        return _Result(operation)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> _Result:
+        self, *others = args
+        if type(self) is not _StandIn:
+            raise TypeError("the operation takes more than one tensor")
+        kwargs, name = kwargs or {}, func.__name__
+        if type(getattr(torch.Tensor, name, None)) is MethodDescriptorType and getattr(torch, name, None) is func:
+            operation: Any = operator.methodcaller(name, *others, **kwargs)  # less than the function of that name
+        else:
+            operation = lambda x: func(x, *others, **kwargs)  # noqa: E731
+        return self._keep(operation, others, kwargs)
+
+
+def _holds_one(args: Any) -> bool:
+    """Tell whether a stand-in, or a result of one, is among arguments."""
+    return any(_holds_one(a) if type(a) in (list, tuple) else type(a) in (_StandIn, _Result) for a in args)
