@@ -197,15 +197,24 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
         "",
         summary(results),
         "",
-        "| operator | mode | verdict | cases | not clean | first detail |",
-        "| --- | --- | --- | --- | --- | --- |",
+        not_clean(results),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def not_clean(results: dict[str, Any]) -> str:
+    """Return a table of the operators that are not clean, a line for each reason: its modes, and how many cases."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for name in sorted(results):
         for mode, r in results[name].items():
             if r["verdict"] in ("differs", "error", "fallback"):
-                detail = "`" + r["detail"].replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"
-                lines.append(f"| {name} | {mode} | {r['verdict']} | {r['cases']} | {r['bad']} | {detail} |")
-    return "\n".join(lines) + "\n"
+                reason = r["detail"].partition(" [sample")[0].partition(". ")[0].removeprefix("vmap: ")[:160]
+                found.setdefault((name, r["verdict"], reason), []).append(f"{mode} {r['bad']}/{r['cases']}")
+    lines = ["| operator | verdict | modes, cases | reason |", "| --- | --- | --- | --- |"]
+    for (name, verdict, reason), modes in found.items():
+        reason = reason.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+        lines.append(f"| {name} | {verdict} | {', '.join(modes)} | {reason} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ VARIABLE = "VMAP_PACKS"
 
 hookspec = pluggy.HookspecMarker("vmap")
 hookimpl = pluggy.HookimplMarker("vmap")
+"""Decorates the function ``vmap_rules()`` of a pack's module, which returns the module's `RulePack` objects in a list."""
 
 
 class Specs:
