@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import MODES, cases
 from .compare import Outcome, run
+from .known import KNOWN
 
 WORST = ("differs", "error", "fallback", "clean", "skip")
 
@@ -197,23 +198,26 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
         "",
         summary(results),
         "",
-        not_clean(results),
+        not_clean(results, None if options.impl == "torch" else KNOWN),
     ]
     return "\n".join(lines) + "\n"
 
 
-def not_clean(results: dict[str, Any]) -> str:
-    """Return a table of the operators that are not clean, a line for each reason: its modes, and how many cases."""
+def not_clean(results: dict[str, Any], known: dict[str, tuple[set[str], str]] | None = None) -> str:
+    """Return a table of the operators that are not clean, a line for each reason: what ``known`` says, or the first error."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name in sorted(results):
         for mode, r in results[name].items():
             if r["verdict"] in ("differs", "error", "fallback"):
-                reason = r["detail"].partition(" [sample")[0].partition(". ")[0].removeprefix("vmap: ")[:160]
-                found.setdefault((name, r["verdict"], reason), []).append(f"{mode} {r['bad']}/{r['cases']}")
-    lines = ["| operator | verdict | modes, cases | reason |", "| --- | --- | --- | --- |"]
+                detail = re.split(r" \[sample|\. |, at /", r["detail"])[0].replace(": vmap: ", ": ")[:120]
+                reason = (known or {}).get(name, (set(), detail))[1]
+                some = "" if r["bad"] == r["cases"] else f" ({r['bad']} of {r['cases']})"
+                found.setdefault((name, r["verdict"], reason), []).append(mode + some)
+    lines = ["| operator | verdict | reason | modes |", "| --- | --- | --- | --- |"]
     for (name, verdict, reason), modes in found.items():
-        reason = reason.replace("|", "\\|").replace("\n", " ").replace("`", "'")
-        lines.append(f"| {name} | {verdict} | {', '.join(modes)} | {reason} |")
+        reason = reason.replace("|", "\\|").replace("\n", " ").replace("`", "'").replace("fallback", "slow loop")
+        verdict = verdict.replace("fallback", "slow loop")
+        lines.append(f"| `{name}` | {verdict} | {reason} | {', '.join(modes)} |")
     return "\n".join(lines)
 
 
