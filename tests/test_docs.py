@@ -143,7 +143,7 @@ def test_every_command_of_the_project_exists():
     scripts = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]["default"]["scripts"]
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / ".ci/run"]:
         for name in re.findall(r"\./run\s+([\w-]+)", page.read_text()):
-            assert name in {*scripts, "test"}, (page, name)
+            assert name in {*scripts, "test", "build"}, (page, name)
 
 
 def test_site_builds(tmp_path):
