@@ -170,7 +170,11 @@ def test_packs_in_conflict_are_named_by_each_command(tmp_path):
         assert done.returncode == 2 and "'rival' both have a rule for aten.roll.default" in done.stderr
         assert "Traceback" not in done.stderr and "vmap doctor" in done.stderr
     done = typed(environment, "doctor")
-    assert done.returncode == 1 and "problem  packs 'core.view' and 'rival'" in done.stdout
+    assert (
+        done.returncode == 1
+        and "problem  packs 'core." in done.stdout
+        and "and 'rival' both have a rule" in done.stdout
+    )
     done = typed(environment, "packs")
     assert done.returncode == 0 and "rival-vmap" in done.stdout
     assert typed({**environment, "VMAP_PACKS": "nn"}, "rules", "roll").returncode == 0

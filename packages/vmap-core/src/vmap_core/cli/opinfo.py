@@ -144,12 +144,7 @@ def _one(name: str, info: Any, sample: Any) -> Result | None:
 def _pack(trace: Trace) -> str:
     """Return the pack whose rule did the work: of the last operation, or, where that was taken apart, of its parts."""
     for top in reversed(trace.operations):
-        packs = [o.pack.partition(".")[0].partition(" ")[0] for _, o in top.walk()]
-        known = [p for p in packs if p not in _NO_PACKS]
-        if known:
-            return next((p for p in known if p != "core"), "core")
+        packs = [o.pack.partition(".")[0].partition(" ")[0] for _, o in top.walk() if o.rule]
+        if packs:
+            return next((p for p in packs if p != "core"), "core")
     return "core"
-
-
-# First words of how an operation may run without a rule.
-_NO_PACKS = {"PyTorch", "its", "Python", "computed,", "by", "a"}
