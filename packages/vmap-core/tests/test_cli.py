@@ -146,10 +146,26 @@ def installed(folder, name, code):
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
-def typed(environment, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vmap_core", *arguments], capture_output=True, text=True, env=environment
+TYPED = """
+import contextlib, io, json, sys
+from vmap_core.cli import main
+results = []
+for command in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(command.split())
+    results.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def typed(environment, *commands):
+    """Type commands in a process of that environment; return status, output and errors of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", TYPED, json.dumps(commands)], capture_output=True, text=True, env=environment
     )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 RIVAL = """
@@ -165,42 +181,36 @@ def vmap_rules():
 
 def test_packs_in_conflict_are_named_by_each_command(tmp_path):
     environment = installed(tmp_path, "rival", RIVAL)
-    for command in (["rules", "roll"], ["coverage", "^roll$"], ["demo"]):
-        done = typed(environment, *command)
-        assert done.returncode == 2 and "'rival' both have a rule for aten.roll.default" in done.stderr
-        assert "Traceback" not in done.stderr and "vmap doctor" in done.stderr
-    done = typed(environment, "doctor")
-    assert (
-        done.returncode == 1
-        and "problem  packs 'core." in done.stdout
-        and "and 'rival' both have a rule" in done.stdout
-    )
-    done = typed(environment, "packs")
-    assert done.returncode == 0 and "rival-vmap" in done.stdout
-    assert typed({**environment, "VMAP_PACKS": "nn"}, "rules", "roll").returncode == 0
+    *unusable, doctor, packs = typed(environment, "rules roll", "coverage ^roll$", "demo", "doctor", "packs")
+    for status, _, errors in unusable:
+        assert status == 2 and "'rival' both have a rule for aten.roll.default" in errors and "vmap doctor" in errors
+    assert doctor[0] == 1 and "problem  packs 'core." in doctor[1] and "and 'rival' both have a rule" in doctor[1]
+    assert packs[0] == 0 and "rival-vmap" in packs[1]
+    ((status, _, _),) = typed({**environment, "VMAP_PACKS": "nn"}, "rules roll")
+    assert status == 0
 
 
 def test_a_broken_pack_is_no_hindrance(tmp_path):
     environment = installed(tmp_path, "sick", "import no_such_module")
-    done = typed(environment, "packs")
-    assert done.returncode == 0 and "broken: ModuleNotFoundError" in done.stdout
-    assert "vmap_core.rules" in typed(environment, "rules", "torch.roll").stdout
-    done = typed(environment, "doctor")
-    assert done.returncode == 1 and "pip install --force-reinstall sick-vmap" in done.stdout
+    packs, rules, doctor = typed(environment, "packs", "rules torch.roll", "doctor")
+    assert packs[0] == 0 and "broken: ModuleNotFoundError" in packs[1]
+    assert rules[0] == 0 and "vmap_core.rules" in rules[1]
+    assert doctor[0] == 1 and "pip install --force-reinstall sick-vmap" in doctor[1]
 
 
-def test_a_pack_that_is_asked_for_and_not_there(tmp_path):
-    for command in ("packs", "rules", "doctor"):
-        done = typed({**os.environ, "VMAP_PACKS": "nope"}, command)
-        text = done.stderr + done.stdout
-        assert done.returncode != 0 and "no such vmap rule pack: nope" in text and "Traceback" not in text
+def test_a_pack_that_is_asked_for_and_not_there():
+    for status, out, errors in typed({**os.environ, "VMAP_PACKS": "nope"}, "packs", "rules", "doctor"):
+        assert status != 0 and "no such vmap rule pack: nope" in out + errors
 
 
 def test_what_is_missing_says_where_to_get_it():
-    done = typed({**os.environ, "VMAP_PACKS": ""}, "rules", "aten.(_cdist_backward|embedding_renorm).default", "--json")
-    hints = {f["operator"]: f["rule"] for f in json.loads(done.stdout)}
-    assert hints == {"aten._cdist_backward.default": "pip install vmap-autograd",
-                     "aten.embedding_renorm.default": "pip install vmap-nn"}  # fmt: skip
+    ((_, out, _),) = typed(
+        {**os.environ, "VMAP_PACKS": ""}, "rules aten.(_cdist_backward|embedding_renorm).default --json"
+    )
+    assert {f["operator"]: f["rule"] for f in json.loads(out)} == {
+        "aten._cdist_backward.default": "pip install vmap-autograd",
+        "aten.embedding_renorm.default": "pip install vmap-nn",
+    }
 
 
 def test_coverage(capsys):
