@@ -21,6 +21,8 @@ import torch
 
 import vmap_autograd
 import vmap_core.cli
+import vmap_core.extend
+import vmap_core.testing
 import vmap_cuda
 import vmap_linalg
 import vmap_nn
@@ -156,6 +158,15 @@ def test_site_builds(tmp_path):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "vmap_core.vmap" in (tmp_path / "reference/core/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "module", [vmap_core, vmap_core.extend, vmap_core.testing, vmap_autograd, vmap_nn], ids=lambda m: m.__name__
+)
+def test_the_reference_names_everything_public(module):
+    page = ROOT / f"docs/reference/{module.__name__.rpartition('.')[2].removeprefix('vmap_')}.md"
+    named = set(re.findall(r"\w+", page.read_text()))
+    assert set(module.__all__) - {"vmap_rules"} <= named
 
 
 def test_every_page_is_in_the_navigation():
