@@ -5,6 +5,7 @@ The environments see the torch that is installed here through a path file, so no
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +31,19 @@ def wheels(tmp_path_factory):
     return {w.name.partition("-")[0].replace("_", "-"): w for w in out.glob("*.whl")}
 
 
+@pytest.fixture
+def walkthrough(tmp_path, wheels):
+    """The project that docs/packs.md writes, file by file, built and added to the wheels."""
+    project = tmp_path / "rows-vmap"
+    page = (ROOT / "docs/packs.md").read_text()
+    for name, text in re.findall(r'^```\w+ title="(.*?)"\n(.*?)^```$', page, re.S | re.M):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    subprocess.run([sys.executable, "-m", "hatchling", "build"], cwd=project, check=True, capture_output=True)
+    (wheels["rows-vmap"],) = (project / "dist").glob("*.whl")
+    return project
+
+
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
     """Links to everything installed here but the members: torch and what it needs."""
@@ -52,14 +66,14 @@ def environment(tmp_path, wheels, libraries):
         subprocess.run(install, check=True, capture_output=True)
         (site / "libraries.pth").write_text(str(libraries))
 
-        def run(code, **variables):
+        def run(code, whole=False, **variables):
             clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VMAP_PACKS")}
-            done = subprocess.run([str(tmp_path / "env/bin/python"), "-c", code], capture_output=True, text=True,
+            done = subprocess.run([str(run.python), "-c", code], capture_output=True, text=True,
                                   env={**clean, **variables}, cwd=tmp_path)  # fmt: skip
             assert done.returncode == 0, done.stderr
-            return json.loads(done.stdout.splitlines()[-1])
+            return json.loads(done.stdout if whole else done.stdout.splitlines()[-1])
 
-        run.site = site
+        run.site, run.python = site, tmp_path / "env/bin/python"
         return run
 
     return make
@@ -128,16 +142,33 @@ def test_a_third_partys_operator(environment):
     assert environment("vmap-core", "acme-vmap")(MAP_ACME) == ["1.2.3"]
 
 
-def test_a_third_partys_tests(environment, tmp_path):
-    """The example's own tests, as its author would run them, on the installed wheels."""
-    run = environment("vmap-core", "acme-vmap")
-    python = tmp_path / "env/bin/python"
+def run_tests(run, folder):
+    """Run a project's own tests, as its author would, on the installed wheels; return what pytest says."""
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VMAP_PACKS")}
-    done = subprocess.run([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
-                           "--rootdir", str(tmp_path), str(ACME / "tests")], capture_output=True, text=True, env=clean,
-                          cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([str(run.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
+                           "--rootdir", str(folder), str(folder / "tests")], capture_output=True, text=True, env=clean,
+                          cwd=run.site)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_third_partys_tests(environment):
+    run = environment("vmap-core", "acme-vmap")
+    assert "7 passed" in run_tests(run, ACME)
     assert set(run(PACKS)) == {"core", "acme"}
+
+
+def test_the_walkthrough(environment, walkthrough):
+    """docs/packs.md, followed to the letter."""
+    checked = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, walkthrough.glob("dist/*"))],
+                             capture_output=True, text=True)  # fmt: skip
+    assert checked.returncode == 0 and len(list(walkthrough.glob("dist/*"))) == 2, checked.stdout
+    run = environment("vmap-core", "rows-vmap")
+    assert "1 passed" in run_tests(run, walkthrough)
+    listed = run(
+        "import sys, vmap_core.cli; sys.exit(vmap_core.cli.main(['rules', '--pack', 'rows', '--json']))", whole=True
+    )
+    assert [r["operator"] for r in listed] == ["rows.scale_rows.default"]
 
 
 def test_a_broken_pack_is_named_and_the_others_work(environment):

@@ -77,27 +77,31 @@ def plot(suites: dict[str, list[dict[str, Any]]], path: str) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "vmap"
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     shown = {name: rows for name, rows in suites.items() if any("ours" in r for r in rows)}
-    heights = [len(rows) for rows in shown.values()]
+    heights = [len(rows) + 4 for rows in shown.values()]
     figure, axes = plt.subplots(
-        len(shown), 1, figsize=(9, 0.27 * sum(heights) + 1.1 * len(shown)), height_ratios=heights, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+        len(shown), 1, figsize=(8, 0.27 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
     marks = {"loop": ("s", "tab:gray"), "by hand": ("|", "black"), "autograd.functional": ("^", "tab:olive"),
              "torch.func": ("o", "tab:red"), "jax.jit": ("D", "tab:purple")}  # fmt: skip
     for axis, (suite, rows) in zip(axes[:, 0], shown.items(), strict=True):
+        axis.axvline(1, color="tab:blue", label="ours")
         for way, (marker, color) in marks.items():
             points = [(r[way] / r["ours"], i) for i, r in enumerate(rows) if way in r and "ours" in r]
             if points:
                 axis.scatter(*zip(*points, strict=True), marker=marker, color=color, label=way, s=34, zorder=3)
-        axis.axvline(1, color="tab:blue", label="ours")
         axis.set_xscale("log")
-        axis.set_yticks(range(len(rows)), [r["row"] for r in rows], fontsize=8)
+        low, high = axis.get_xlim()
+        steps = (1, 2, 5) if high / low < 100 else (1,)
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_yticks(range(len(rows)), [r["row"] for r in rows], fontsize=9)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis="y", color="0.93")
-        axis.set_title(
-            f"{suite}: time as a multiple of ours (right of the line: slower than ours)", fontsize=9, loc="left"
-        )
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axis.set_title(f"{suite}: time as a multiple of ours", fontsize=10, loc="left", pad=22)
+        axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, borderpad=0.2,
+                    handletextpad=0.3, columnspacing=1.2)  # fmt: skip
     figure.savefig(path, metadata={"Date": None} if path.endswith("svg") else None)

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import MODES, cases
 from .compare import Outcome, run
+from .known import KNOWN
 
 WORST = ("differs", "error", "fallback", "clean", "skip")
 
@@ -197,15 +198,27 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
         "",
         summary(results),
         "",
-        "| operator | mode | verdict | cases | not clean | first detail |",
-        "| --- | --- | --- | --- | --- | --- |",
+        not_clean(results, None if options.impl == "torch" else KNOWN),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def not_clean(results: dict[str, Any], known: dict[str, tuple[set[str], str]] | None = None) -> str:
+    """Return a table of the operators that are not clean, a line for each reason: what ``known`` says, or the first error."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for name in sorted(results):
         for mode, r in results[name].items():
             if r["verdict"] in ("differs", "error", "fallback"):
-                detail = "`" + r["detail"].replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"
-                lines.append(f"| {name} | {mode} | {r['verdict']} | {r['cases']} | {r['bad']} | {detail} |")
-    return "\n".join(lines) + "\n"
+                detail = re.split(r" \[sample|\. |, at /", r["detail"])[0].replace(": vmap: ", ": ")[:120]
+                reason = (known or {}).get(name, (set(), detail))[1]
+                some = "" if r["bad"] == r["cases"] else f" ({r['bad']} of {r['cases']})"
+                found.setdefault((name, r["verdict"], reason), []).append(mode + some)
+    lines = ["| operator | verdict | reason | modes |", "| --- | --- | --- | --- |"]
+    for (name, verdict, reason), modes in found.items():
+        reason = reason.replace("|", "\\|").replace("\n", " ").replace("`", "'").replace("fallback", "slow loop")
+        verdict = verdict.replace("fallback", "slow loop")
+        lines.append(f"| `{name}` | {verdict} | {reason} | {', '.join(modes)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The command line, as typed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,7 @@ def test_rules_of_an_operator(capsys):
         (torch.ops.aten.sin_.default, "core", "by tag"),
         (torch.ops.aten.cumsum_.default, "core.reduction", "then written"),
         (torch.ops.aten.cumsum.out, "core", "out="),
+        (torch.ops.aten.histogram.bin_ct_out, None, "out="),
         (torch.ops.aten.histogram.bin_ct, None, "loop"),
         (torch.ops.aten.arange.default, "core", ""),
         (torch.ops.aten.t_.default, "core", "metadata"),
@@ -86,7 +88,129 @@ def test_missing(capsys):
 
 def test_nothing_found(capsys):
     assert main(["rules", "no_such_operator"]) == 1
-    assert "nothing matches" in capsys.readouterr().out
+    assert capsys.readouterr().out == "no operator matches 'no_such_operator'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("torch.linalg.solve", {"aten.linalg_solve.default", "aten.linalg_solve.out"}),
+        ("F.conv2d", {"aten.conv2d.default", "aten.conv2d.padding"}),
+        ("torch.nn.functional.cross_entropy", {"torch.nn.functional.cross_entropy"}),
+        ("torch.Tensor.add_", {"aten.add_.Tensor", "aten.add_.Scalar"}),
+        ("torch.ops.aten.erfinv", {"aten.erfinv.default", "aten.erfinv.out", "aten.erfinv_.default"}),
+        ("^aten.sin[h]?.default$", {"aten.sin.default", "aten.sinh.default"}),
+    ],
+)
+def test_functions_are_found_as_they_are_written(capsys, name, operators):
+    status, found = as_json(capsys, "rules", name)
+    assert status == 0
+    names = {f["operator"] for f in found}
+    assert names >= operators if "ops" in name else names == operators
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rules", "("], "'(' is no regular expression"),
+        (["coverage", "("], "'(' is no regular expression"),
+        (["rules", "--pack", "nn", "--missing"], "not allowed with"),
+        (["no_such_command"], "invalid choice"),
+        (["coverage", "--samples", "many"], "invalid int value"),
+    ],
+)
+def test_arguments_that_make_no_sense(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_no_such_pack(capsys):
+    assert main(["rules", "--pack", "nope"]) == 2
+    assert "no pack named 'nope'; installed: core, autograd" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("vmap-core ")
+
+
+def installed(folder, name, code):
+    """Make a distribution with a pack in a folder; return what a process with it on its path has for environment."""
+    info = folder / f"{name}_vmap-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-vmap\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[vmap.rules]\n{name} = {name}_vmap\n")
+    (folder / f"{name}_vmap.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+TYPED = """
+import contextlib, io, json, sys
+from vmap_core.cli import main
+results = []
+for command in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(command.split())
+    results.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def typed(environment, *commands):
+    """Type commands in a process of that environment; return status, output and errors of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", TYPED, json.dumps(commands)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+RIVAL = """
+import torch
+from vmap_core.extend import RulePack, hookimpl
+pack = RulePack("rival")
+pack.add(torch.ops.aten.roll.default, lambda info, in_dims, *args: None)
+@hookimpl
+def vmap_rules():
+    return [pack]
+"""
+
+
+def test_packs_in_conflict_are_named_by_each_command(tmp_path):
+    environment = installed(tmp_path, "rival", RIVAL)
+    *unusable, doctor, packs = typed(environment, "rules roll", "coverage ^roll$", "demo", "doctor", "packs")
+    for status, _, errors in unusable:
+        assert status == 2 and "'rival' both have a rule for aten.roll.default" in errors and "vmap doctor" in errors
+    assert doctor[0] == 1 and "problem  packs 'core." in doctor[1] and "and 'rival' both have a rule" in doctor[1]
+    assert packs[0] == 0 and "rival-vmap" in packs[1]
+    ((status, _, _),) = typed({**environment, "VMAP_PACKS": "nn"}, "rules roll")
+    assert status == 0
+
+
+def test_a_broken_pack_is_no_hindrance(tmp_path):
+    environment = installed(tmp_path, "sick", "import no_such_module")
+    packs, rules, doctor = typed(environment, "packs", "rules torch.roll", "doctor")
+    assert packs[0] == 0 and "broken: ModuleNotFoundError" in packs[1]
+    assert rules[0] == 0 and "vmap_core.rules" in rules[1]
+    assert doctor[0] == 1 and "pip install --force-reinstall sick-vmap" in doctor[1]
+
+
+def test_a_pack_that_is_asked_for_and_not_there():
+    for status, out, errors in typed({**os.environ, "VMAP_PACKS": "nope"}, "packs", "rules", "doctor"):
+        assert status != 0 and "no such vmap rule pack: nope" in out + errors
+
+
+def test_what_is_missing_says_where_to_get_it():
+    ((_, out, _),) = typed(
+        {**os.environ, "VMAP_PACKS": ""}, "rules aten.(_cdist_backward|embedding_renorm).default --json"
+    )
+    assert {f["operator"]: f["rule"] for f in json.loads(out)} == {
+        "aten._cdist_backward.default": "pip install vmap-autograd",
+        "aten.embedding_renorm.default": "pip install vmap-nn",
+    }
 
 
 def test_coverage(capsys):

@@ -158,3 +158,9 @@ def test_nothing_is_watched_outside():
         vmap(torch.sinc)(torch.randn(3))
     assert _registry.table(None) is table
     assert not any("watched" in getattr(p, "__qualname__", "") for p in table.plans.values())
+
+
+def test_a_rule_that_passes_a_call_on_is_not_named_beside_what_served_it():
+    (operation,) = explain(vmap(lambda x: torch.norm(x, "nuc")))(torch.randn(3, 2, 2)).operations
+    assert (operation.pack, operation.rule) == ("Python body", "")
+    assert any(part.rule for part in operation.parts)

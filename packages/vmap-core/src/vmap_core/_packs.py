@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import importlib.metadata
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ VARIABLE = "VMAP_PACKS"
 
 hookspec = pluggy.HookspecMarker("vmap")
 hookimpl = pluggy.HookimplMarker("vmap")
+"""Decorates the function ``vmap_rules()`` of a pack's module, which returns the module's `RulePack` objects in a list."""
 
 
 class Specs:
@@ -246,12 +248,12 @@ def unregister(name: str) -> None:
         _registry.tables.clear()
 
 
-# Packs of this project that a user may not have installed: operators by a part of their name.
+# Packs of this project that a user may not have installed: operators by how a word of their name begins.
 _KNOWN_PACKS = {
-    "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "renorm"),
-    "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
     "vmap-autograd": ("backward", "autograd"),
-    "vmap-cuda": ("cudnn", "_flash", "_efficient", "_scaled_mm", "_fused"),
+    "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "aten.renorm"),
+    "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
+    "vmap-cuda": ("cudnn", "flash", "efficient", "scaled_mm", "fused"),
 }  # fmt: skip
 
 
@@ -259,7 +261,9 @@ def install_hint(op: Any) -> str:
     """Say what to do about a missing rule: install a pack that has it, or write it."""
     name = str(op)
     for distribution, parts in _KNOWN_PACKS.items():
-        if distribution.removeprefix("vmap-") not in _registry.packs and any(p in name for p in parts):
+        if distribution.removeprefix("vmap-") not in _registry.packs and re.search(
+            rf"(?<![a-z])({'|'.join(parts)})", name
+        ):
             return f"Its rule comes with {distribution}: pip install {distribution}"
     for pack, error in _registry.broken.items():
         return f"Pack {pack!r} failed to load ({error!r}). To add a rule, see vmap_core.extend.RulePack."

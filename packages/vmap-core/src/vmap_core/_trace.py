@@ -118,7 +118,8 @@ class Trace:
             raise
         finally:
             operation.seconds = time.perf_counter() - start - (self._planning - planning)
-            operation.pack, operation.rule = operation.pack or how(plan), operation.rule or _rule_name(plan)
+            if not operation.pack:  # else `inner` has told
+                operation.pack, operation.rule = how(plan), _rule_name(plan)
             self._open.pop()
         start = time.perf_counter()
         operation.outputs = _describe((out,), {}, level)

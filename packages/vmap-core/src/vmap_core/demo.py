@@ -123,9 +123,9 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "python -m vmap_core.demo") -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m vmap_core.demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=1797, help="how many digits to use (default: all 1797)")
     parser.add_argument("--repeat", type=int, default=20, help="timed runs of each mapped call (median is shown)")
     options = parser.parse_args(argv)
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     samples = load_digits()[: options.samples]
     print(f"{len(samples)} handwritten digits (8 x 8), torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"rule packs: {', '.join(f'{p.name} {p.version} ({p.rules} rules)' for p in packs())}\n")
+    print(f"rule packs: {', '.join(f'{p.name} {p.version} ({p.rules} rules)' for p in packs() if p.error is None)}\n")
     print(table(run(samples, options.repeat)))
     print("\nEvery result was compared with the Python loop over the samples.")
 

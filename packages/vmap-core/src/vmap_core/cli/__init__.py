@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
@@ -23,17 +24,26 @@ def packs(options: argparse.Namespace) -> int:
 
 def rules(options: argparse.Namespace) -> int:
     """List who serves which operator."""
+    from .._packs import packs
     from .survey import survey
 
+    names = [p.name for p in packs()]
+    if options.pack not in (None, *names):
+        print(f"vmap: no pack named {options.pack!r}; installed: {', '.join(names)}", file=sys.stderr)
+        return 2
     found = survey(options.pattern, options.pack, everything=options.missing)
     if options.missing:
         found = [s for s in found if s.pack is None]
     table = Table("operator", "pack", "how", "rule")
     for s in found:
         table.add(s.operator, s.pack or "-", s.how, s.rule)
-    show(table, options.json)
-    if not found and not options.json:
-        print(f"nothing matches {options.pattern!r}" + (f" in pack {options.pack!r}" if options.pack else ""))
+    if found or options.json:
+        show(table, options.json)
+    else:
+        where = (
+            f" in pack {options.pack!r}" if options.pack else " among those without a rule" if options.missing else ""
+        )
+        print(f"no operator matches {options.pattern!r}{where}" if options.pattern else f"no operators{where}")
     return 0 if found or options.missing else 1
 
 
@@ -73,14 +83,17 @@ def demo(options: argparse.Namespace) -> int:
     """Run the three uses of vmap on real data, beside the loop."""
     from .. import demo
 
-    demo.main(options.arguments)
+    demo.main(options.arguments, prog="vmap demo")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
+    from .._packs import _version
+
     top = argparse.ArgumentParser(prog="vmap", description="Looks into vmap-core and its rule packs.")
-    commands = top.add_subparsers(dest="command", required=True)
+    top.add_argument("--version", action="version", version=f"vmap-core {_version('vmap-core')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(run: Any, **kwargs: Any) -> argparse.ArgumentParser:
         made = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__, **kwargs)
@@ -90,19 +103,29 @@ def parser() -> argparse.ArgumentParser:
     for run in (packs, doctor):
         command(run).add_argument("--json", action="store_true", help="print JSON")
     made = command(rules)
-    made.add_argument("pattern", nargs="?", default="", help="a part of the operator's name, or a regular expression")
-    made.add_argument("--pack", help="only rules of this pack")
     made.add_argument(
-        "--missing", action="store_true", help="only operators of PyTorch that would run in the slow loop"
-    )
+        "pattern", nargs="?", type=_pattern, default="",
+        help="a part of the operator's name, or a regular expression; torch.linalg.solve and F.conv2d mean what they say",
+    )  # fmt: skip
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--pack", help="only rules of this pack")
+    which.add_argument("--missing", action="store_true", help="only operators that would run in the slow loop")
     made.add_argument("--json", action="store_true", help="print JSON")
     made = command(coverage)
-    made.add_argument("pattern", nargs="?", default="", help="a regular expression that names operators")
-    made.add_argument("--samples", type=int, default=1, help="samples of each (default: 1)")
+    made.add_argument("pattern", nargs="?", type=_pattern, default="", help="a regular expression that names operators")
+    made.add_argument("--samples", type=int, default=1, metavar="N", help="samples of each (default: 1)")
     made.add_argument("-v", "--verbose", action="store_true", help="a line for each operator")
     made.add_argument("--json", action="store_true", help="print JSON")
     command(demo, add_help=False).add_argument("arguments", nargs=argparse.REMAINDER)
     return top
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,14 +135,29 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: as typed; by default those of the process.
 
     Returns:
-        The exit status: 0; 1 if there is a problem or nothing was found; 2 if something is not installed.
+        The exit status: 0; 1 if there is a problem or nothing was found; 2 if something is not installed, the rule packs
+        cannot be used together, or the arguments make no sense.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["demo"]:  # its own options
-        return demo(argparse.Namespace(arguments=arguments[1:]))
-    options = parser().parse_args(arguments)
+        options = argparse.Namespace(run=demo, arguments=arguments[1:])
+    else:
+        options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        return int(options.run(options)) if options.run is doctor or _packs_are_usable(options.run) else 2
     except BrokenPipeError:  # `vmap rules | head`
         sys.stderr.close()
         return 0
+
+
+def _packs_are_usable(command: Any) -> bool:
+    """Tell whether the packs can be listed, or used; if not, say why. One that does not load is no hindrance."""
+    from .. import _packs
+    from .._errors import PackConflictError
+
+    try:
+        _packs.packs() if command is packs else _packs.current_table()
+    except (PackConflictError, ValueError, ImportError) as error:
+        print(f"vmap: {error}\n`vmap doctor` looks the installation over", file=sys.stderr)
+        return False
+    return True

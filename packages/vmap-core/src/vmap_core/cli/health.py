@@ -36,8 +36,11 @@ def _findings() -> Iterator[Finding]:
         yield Finding("note", f"{_packs.VARIABLE}={os.environ[_packs.VARIABLE]} chooses the packs")
     try:
         found = _packs.packs()
-    except (ValueError, PackConflictError) as error:
-        yield Finding("problem", str(error), f"correct {_packs.VARIABLE}, or uninstall one of the two")
+    except ValueError as error:
+        yield Finding("problem", str(error), f"correct or unset {_packs.VARIABLE}")
+        return
+    except PackConflictError as error:
+        yield Finding("problem", str(error), f"uninstall one of them, or choose with {_packs.VARIABLE}")
         return
     core = found[0].version
     for p in found:
@@ -48,7 +51,9 @@ def _findings() -> Iterator[Finding]:
             yield Finding("problem", f"pack {p.name} is of version {p.version}, vmap-core of {core}",
                           f"pip install --upgrade vmap-core {p.distribution}")  # fmt: skip
         else:
-            yield Finding("ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rules")
+            yield Finding(
+                "ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rule{'' if p.rules == 1 else 's'}"
+            )
     if _packs.VARIABLE not in os.environ:
         for distribution in _packs._KNOWN_PACKS:
             if distribution.removeprefix("vmap-") not in {p.name for p in found}:

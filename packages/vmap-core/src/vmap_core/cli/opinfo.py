@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,12 @@ from ..testing import batched, difference, loop, mapped, strongest
 from .render import Table
 
 VERDICTS = ("clean", "loop", "error", "differs")
+
+
+# Entries that call an unbound method inside a lambda.
+_UNBOUND = {"item": "item", "normal.in_place": "normal_"} | {
+    name: f"{name}_" for name in ("cauchy", "exponential", "geometric", "log_normal", "uniform")
+}
 
 
 class Unavailable(Exception):
@@ -51,14 +58,23 @@ def measure(pattern: str = "", samples: int = 1) -> list[Result]:
             from torch.testing._internal.common_methods_invocations import op_db
     except ImportError as error:
         raise Unavailable(f"PyTorch's operator database cannot be imported: {error}. pip install expecttest") from None
+    named = [(info.name + (f".{info.variant_test_name}" if info.variant_test_name else ""), info) for info in op_db]
+    chosen = [(name, info) for name, info in named if re.search(pattern, name)]
     results = []
-    warnings.simplefilter("ignore")
-    for info in op_db:
-        name = info.name + (f".{info.variant_test_name}" if info.variant_test_name else "")
-        if re.search(pattern, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i, (name, info) in enumerate(chosen):
+            _progress(f"{i + 1}/{len(chosen)} {name}")
             worst = _worst(name, info, samples)
             results += [] if worst is None else [worst]
+    _progress("")
     return results
+
+
+def _progress(text: str) -> None:
+    """Say where we are, on a line of its own, if someone looks."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:70]}", end="", file=sys.stderr, flush=True)
 
 
 def per_pack(results: list[Result]) -> Table:
@@ -84,7 +100,8 @@ def _worst(name: str, info: Any, samples: int) -> Result | None:
 
 
 def _one(name: str, info: Any, sample: Any) -> Result | None:
-    op = emitter(info.op)  # a method by its name: Python takes no BatchedTensor for an unbound one
+    # a method by its name: Python takes no BatchedTensor for an unbound one
+    op = emitter(getattr(Tensor, _UNBOUND[name]) if name in _UNBOUND else info.op)
     leaves, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
     places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[k] for k in places]
@@ -127,12 +144,7 @@ def _one(name: str, info: Any, sample: Any) -> Result | None:
 def _pack(trace: Trace) -> str:
     """Return the pack whose rule did the work: of the last operation, or, where that was taken apart, of its parts."""
     for top in reversed(trace.operations):
-        packs = [o.pack.partition(".")[0].partition(" ")[0] for _, o in top.walk()]
-        known = [p for p in packs if p not in _NO_PACKS]
-        if known:
-            return next((p for p in known if p != "core"), "core")
+        packs = [o.pack.partition(".")[0].partition(" ")[0] for _, o in top.walk() if o.rule]
+        if packs:
+            return next((p for p in packs if p != "core"), "core")
     return "core"
-
-
-# First words of how an operation may run without a rule.
-_NO_PACKS = {"PyTorch", "its", "Python", "computed,", "by", "a"}

@@ -54,7 +54,7 @@ def _show_rich(table: Table) -> None:
     drawn = RichTable(header_style="bold", box=None, pad_edge=False)
     for k, head in enumerate(table.heads):
         number = bool(table.rows) and all(isinstance(row[k], int | float) for row in table.rows)
-        drawn.add_column(head, justify="right" if number else "left", overflow="fold")
+        drawn.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=k == 0)
     colors = {"ok": "green", "clean": "green", "loop": "yellow", "-": "yellow", "error": "red", "differs": "bold red"}
     for row in table.rows:
         drawn.add_row(

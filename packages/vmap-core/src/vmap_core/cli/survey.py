@@ -26,7 +26,7 @@ class Served:
         operator: its name.
         pack: the pack that serves it; None for the slow loop.
         how: ``rule``, ``by tag``, ``parts`` ...
-        rule: where the rule is.
+        rule: where the rule is, or how to get it.
     """
 
     operator: str
@@ -39,12 +39,12 @@ def survey(pattern: str = "", pack: str | None = None, everything: bool = False)
     """Tell who serves the operators whose name matches.
 
     Args:
-        pattern: a regular expression; "" for all.
+        pattern: a part of a name, a regular expression, or a function such as ``torch.linalg.solve``; "" for all.
         pack: only those that this pack serves.
         everything: without a pattern, look at all of PyTorch's public operators, too; else only at those with rules.
     """
     table = _packs.current_table()
-    names = re.compile(pattern if _is_regex(pattern) else re.escape(pattern), re.IGNORECASE)
+    names = re.compile(as_regex(pattern), re.IGNORECASE)
     found: dict[str, Served] = {}
     for key, rule in table.rules.items():
         name = name_of(key)
@@ -74,8 +74,9 @@ def who_serves(table: Table, op: OpOverload) -> Served:
             return Served(name, "core", "by tag", _place(served))
         if functional is not None and functional is not op:
             return Served(name, who_serves(table, functional).pack, f"as {functional}, then written")
-        if any(a.name == "out" or a.is_out for a in op._schema.arguments):
-            return Served(name, "core", "computed, then written to out=")
+        plain = _without_out(op)
+        if plain is not None:
+            return Served(name, who_serves(table, plain).pack, "computed, then written to out=")
     rule = default_rule(op) or registered_rule(op)
     if rule is not None:
         return Served(
@@ -87,7 +88,8 @@ def who_serves(table: Table, op: OpOverload) -> Served:
         return Served(name, "core", "its parts")
     if op in decomposition_table and not decomposition_table[op].__module__.startswith("torch._refs"):
         return Served(name, "core", "decomposition")
-    return Served(name, None, "loop")
+    hint = _packs.install_hint(op).partition(": ")[2]
+    return Served(name, None, "loop", hint if hint.startswith("pip install") else "")
 
 
 def overloads(namespace: str = "aten") -> Iterator[OpOverload]:
@@ -108,5 +110,29 @@ def _place(rule: Rule) -> str:
     return f"{function.__module__}.{function.__name__}"
 
 
-def _is_regex(pattern: str) -> bool:
-    return any(c in pattern for c in "^$*+?[]()|\\")
+def as_regex(pattern: str) -> str:
+    """Return a regular expression for what a user asks for: a function as written in Python, a part of a name, or a regex.
+
+    Examples:
+        >>> as_regex("torch.linalg.solve"), as_regex("F.conv2d"), as_regex("conv"), as_regex("^aten.conv.d$")
+        ('(^|\\\\.)linalg[._]solve(\\\\.\\\\w+)?$', '(^|\\\\.)conv2d(\\\\.\\\\w+)?$', 'conv', '^aten.conv.d$')
+    """
+    if any(c in pattern for c in "^$*+?[]()|\\"):
+        return pattern
+    name = re.sub(r"^(torch\.(nn\.)?(functional\.|Tensor\.)?|(nn\.)?functional\.|F\.|Tensor\.)", "", pattern)
+    if name == pattern or name.startswith("ops."):
+        return re.escape(pattern.removeprefix("torch.ops."))
+    parts = "[._]".join(map(re.escape, name.split(".")))
+    return rf"(^|\.){parts}(\.\w+)?$"
+
+
+def _without_out(op: OpOverload) -> OpOverload | None:
+    """Return the overload that computes what one with ``out=`` writes."""
+    mine = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    if len(mine) == len(op._schema.arguments):
+        return None
+    for name in op.overloadpacket.overloads():
+        other = getattr(op.overloadpacket, name)
+        if not other._schema.is_mutable and [(a.name, str(a.type)) for a in other._schema.arguments] == mine:
+            return other
+    return None
