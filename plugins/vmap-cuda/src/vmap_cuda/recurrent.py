@@ -1,0 +1,169 @@
+"""cuDNN's recurrent layers and PyTorch's fused cells: with shared weights the mapped dim joins N."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmap_core.extend import Level, RulePack, UnsupportedError, user_location
+
+from ._merge import Call, merge_dims, split_dims
+
+aten = torch.ops.aten
+pack = RulePack("cuda.recurrent")
+RNN = aten._cudnn_rnn.default
+RNN_BACKWARD = aten._cudnn_rnn_backward.default
+
+
+def _fold(info: Level, call: Call, rows: tuple[str, ...], states: tuple[str, ...]) -> tuple[Any, int, int]:
+    """Call an operator of cuDNN's once: (T, N, *) -> (T, B N, *), (L, N, H) -> (L, B N, H); the dims that were joined.
+
+    Of a packed sequence (rows, I), each row is followed by the same row of the other samples; so are the states.
+    """
+    size, steps = info.batch_size, call.values["batch_sizes"]
+    if steps:
+        changes = {}
+        for names, dim in ((rows, 1), (states, 2)):
+            for name in names:
+                x = call.front(name, size)
+                changes[name] = None if x is None else x.movedim(0, dim).flatten(dim - 1, dim)
+        return call.run(**changes, batch_sizes=[n * size for n in steps]), 1, 2
+    at = 0 if call.values["batch_first"] else 1
+    return merge_dims(info, call, {**dict.fromkeys(rows, at), **dict.fromkeys(states, 1)}), at, 1
+
+
+def _unfold(size: int, out: Any, dim: int, packed: bool) -> Any:
+    if out is None or not packed:
+        return out if out is None else split_dims(size, out, dim)[0]
+    return out.unflatten(dim - 1, (-1, size))
+
+
+def _dropout(call: Call) -> bool:
+    v = call.values
+    return bool(v["dropout"] and v["train"] and v["num_layers"] > 1)
+
+
+@pack.rule(RNN)
+def cudnn_rnn(info: Level, in_dims: Any, *args: Any) -> Any:
+    """(T, N, I), weights, (L, N, H), (L, N, H) -> (T, N, H), (L, N, H), (L, N, H), cuDNN's memory, the weights as one.
+
+    That memory is of the whole call: the backward call wants it as it is.
+    """
+    call = Call(RNN, in_dims, args, {})
+    if _dropout(call):
+        info.require_randomness(RNN)
+        if info.randomness == "same":
+            raise UnsupportedError(
+                f"vmap: cuDNN's dropout between recurrent layers draws on, from a state in memory, so samples cannot be "
+                f"given the same numbers, at {user_location()}. Instead: randomness='different', or dropout=0 and dropout "
+                f"between layers of your own."
+            )
+    elif not any(map(call.batched, call.dims)):
+        return call.run(), None
+    own_weights = call.batched("weight") or call.batched("weight_buf")
+    if not info.batch_size or own_weights:
+        return call.looped(info, warn=bool(info.batch_size))
+    (out, hy, cy, reserve, buffer), at, states_at = _fold(info, call, ("input",), ("hx", "cx"))
+    packed, size = bool(call.values["batch_sizes"]), info.batch_size
+    states = (_unfold(size, s, states_at, packed) if s is not None and s.numel() else s for s in (hy, cy))
+    dims = tuple(states_at if s is not None and s.numel() else None for s in (hy, cy))
+    return (_unfold(size, out, at, packed), *states, reserve, buffer), (at, *dims, None, None)
+
+
+@pack.rule(RNN_BACKWARD)
+def cudnn_rnn_backward(info: Level, in_dims: Any, *args: Any) -> Any:
+    """Gradients of the input (T, N, I), the states (L, N, H) and the weights."""
+    call = Call(RNN_BACKWARD, in_dims, args, {})
+    if not info.batch_size:
+        return call.looped(info, warn=False)
+    of_all = call.batched("output") and not call.batched("reserve")
+    if not of_all:
+        return call.looped(info, function=_backward_of_one)
+    if call.batched("weight") or call.batched("weight_buf") or call.values["output_mask"][3]:
+        # a gradient of the weights for each sample: the kernel adds over N, and cuDNN's memory cannot be split
+        if _dropout(call):
+            raise UnsupportedError(
+                f"vmap: gradients of shared weights for each sample, through cuDNN's recurrent layers with dropout, at "
+                f"{user_location()}: the kernel adds over all samples. Instead: map over the weights too."
+            )
+        return call.looped(info, function=_forward_and_backward_of_one)
+    rows, states = ("input", "output", "grad_output"), ("hx", "cx", "grad_hy", "grad_cy")
+    (dx, dhx, dcx, dweight), at, states_at = _fold(info, call, rows, states)
+    packed, size = bool(call.values["batch_sizes"]), info.batch_size
+    outs = [_unfold(size, o, d, packed) for o, d in ((dx, at), (dhx, states_at), (dcx, states_at))]
+    dims = [None if o is None else d for o, d in zip(outs, (at, states_at, states_at), strict=True)]
+    return (*outs, dweight), (*dims, [None] * len(dweight))
+
+
+def _backward_of_one(*args: Any) -> Any:
+    """The backward call of one sample, which uses up cuDNN's memory: on a copy of it."""
+    *rest, reserve, mask = args
+    return RNN_BACKWARD(*rest, reserve.clone(), mask)
+
+
+def _forward_and_backward_of_one(*args: Any) -> Any:
+    """The backward call of one sample, after a forward call of its own."""
+    call = Call(RNN_BACKWARD, (None,) * len(args), args, {})
+    given = [call.values[a.name] for a in RNN._schema.arguments]
+    *_, reserve, buffer = RNN(*given)
+    return call.run(reserve=reserve, weight_buf=buffer)
+
+
+# Fused cells: gates (N, G H) of the input and of the hidden state, states (N, H), biases (G H).
+
+
+def _cell(op: Any, outputs: int) -> Any:
+    def cell(info: Level, in_dims: Any, *args: Any) -> Any:
+        """(N, G H), (N, G H), (N, H), (G H), (G H) -> (N, H)... and what the backward call wants, (N, *)."""
+        call = Call(op, in_dims, args, {})
+        size = info.batch_size
+        if not size:
+            return call.looped(info, warn=False)
+        changes: dict[str, Any] = {}
+        for gates, bias in (("input_gates", "input_bias"), ("hidden_gates", "hidden_bias")):
+            if call.batched("input_bias") or call.batched("hidden_bias"):  # the kernel takes both or none
+                total = call.front(gates, size) + call.front(bias, size).unsqueeze(1)
+                changes |= {gates: total.flatten(0, 1), bias: None}
+        names = [n for n in ("input_gates", "hidden_gates", "cx", "hx") if n not in changes]
+        return split_dims(size, merge_dims(info, call, dict.fromkeys(names, 0), **changes), (0,) * outputs)
+
+    return cell
+
+
+pack.add(aten._thnn_fused_lstm_cell.default, _cell(aten._thnn_fused_lstm_cell.default, 3))
+pack.add(aten._thnn_fused_gru_cell.default, _cell(aten._thnn_fused_gru_cell.default, 2))
+
+
+@pack.rule(aten._thnn_fused_lstm_cell_backward_impl.default)
+def lstm_cell_backward(info: Level, in_dims: Any, *args: Any) -> Any:
+    """(N, H), (N, H), (N, H), (N, H), (N, 4 H) -> gradients (N, 4 H), (N, H), (4 H)."""
+    call = Call(aten._thnn_fused_lstm_cell_backward_impl.default, in_dims, args, {})
+    if not info.batch_size:
+        return call.looped(info, warn=False)
+    (gates, state, _), dims = _cell_gradients(info, call, ("grad_hy", "grad_cy", "cx", "cy", "workspace"), 2)
+    return (gates, state, _bias(call, gates)), (*dims, 0 if call.values["has_bias"] else None)
+
+
+@pack.rule(aten._thnn_fused_gru_cell_backward.default)
+def gru_cell_backward(info: Level, in_dims: Any, *args: Any) -> Any:
+    """(N, H), (N, 5 H) -> gradients (N, 3 H), (N, 3 H), (N, H), (3 H), (3 H)."""
+    call = Call(aten._thnn_fused_gru_cell_backward.default, in_dims, args, {})
+    if not info.batch_size:
+        return call.looped(info, warn=False)
+    (given, hidden, state, *_), dims = _cell_gradients(info, call, ("grad_hy", "workspace"), 3)
+    bias_dim = 0 if call.values["has_bias"] else None
+    return (given, hidden, state, _bias(call, given), _bias(call, hidden)), (*dims, bias_dim, bias_dim)
+
+
+def _cell_gradients(info: Level, call: Call, names: tuple[str, ...], outputs: int) -> Any:
+    """Call the kernel without biases, whose gradients it would add over all samples."""
+    out = merge_dims(info, call, dict.fromkeys(names, 0), has_bias=False)
+    apart, dims = split_dims(info.batch_size, out[:outputs], (0,) * outputs)
+    return (*apart, *out[outputs:]), dims
+
+
+def _bias(call: Call, gates: Tensor) -> Tensor | None:
+    """(B, N, G H) -> (B, G H)."""
+    return gates.sum(1) if call.values["has_bias"] else None
