@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
@@ -24,7 +25,7 @@ class Call:
         """Take what a rule was given."""
         names = [a.name for a in op._schema.arguments]
         self.op = op
-        self._in_dims, self._args, self._kwargs = in_dims, args, kwargs
+        self._args, self._kwargs = args, kwargs
         self.values = {**dict(zip(names, args, strict=False)), **kwargs}
         named = in_dims[len(args)] if len(in_dims) > len(args) else {}
         self.dims = {**dict(zip(names, in_dims[: len(args)], strict=False)), **named}
@@ -39,18 +40,43 @@ class Call:
         value = self.values.get(name)
         return None if value is None else ensure_bdim(value, self.dims.get(name), size)
 
-    def run(self, **changes: Any) -> Any:
+    def empty(self, name: str) -> Any:
+        """Return what a tensor is in a batch of no samples; None as it is."""
+        value, bdim = self.values.get(name), self.dims.get(name)
+        return None if value is None else value.new_empty(0, *(n for d, n in enumerate(value.shape) if d != bdim))
+
+    def run(self, /, **changes: Any) -> Any:
         """Call the operator with some arguments exchanged."""
         values = {**self.values, **changes}
         names = [a.name for a in self.op._schema.arguments]
         return self.op(*(values[n] for n in names[: len(self._args)]), **{n: values[n] for n in self._kwargs})
 
     def looped(self, info: Level, *, warn: bool = True, function: Callable[..., Any] | None = None) -> Any:
-        """Run the operator, or a function in its place, once per sample."""
-        return loop(info, function or self.op, self._in_dims, *self._args, warn=warn, **self._kwargs)
+        """Run the operator, or a function in its place, once per sample; each sample is contiguous."""
+
+        def lay_out(name: str, value: Any) -> tuple[Any, Any]:
+            dim = self.dims.get(name)
+            if isinstance(dim, list | tuple):
+                pairs = [
+                    (v, d) if d is None else (contiguous(to_front(v, d)), 0) for v, d in zip(value, dim, strict=True)
+                ]
+                return [v for v, _ in pairs], [d for _, d in pairs]
+            return (value, None) if dim is None else (contiguous(to_front(value, dim)), 0)
+
+        laid = {name: lay_out(name, value) for name, value in self.values.items()}
+        names = [a.name for a in self.op._schema.arguments][: len(self._args)]
+        args, dims = [laid[n][0] for n in names], tuple(laid[n][1] for n in names)
+        kwargs = {n: laid[n][0] for n in self._kwargs}
+        named = {n: laid[n][1] for n in self._kwargs if n in self.dims}
+        return loop(info, function or self.op, (*dims, named) if named else dims, *args, warn=warn, **kwargs)
 
 
-def merge_dims(info: Level, call: Call, dims: Mapping[str, int], **changes: Any) -> Any:
+def contiguous(x: Tensor) -> Tensor:
+    """Return ``x.contiguous()``, in a way that fake tensors also have on a machine without a GPU."""
+    return x if x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
+
+
+def merge_dims(info: Level, call: Call, dims: Mapping[str, int], /, **changes: Any) -> Any:
     """Call an operator once for all samples.
 
     Args:
@@ -66,7 +92,7 @@ def merge_dims(info: Level, call: Call, dims: Mapping[str, int], **changes: Any)
         x = call.front(name, info.batch_size)
         if x is not None:
             x = x.movedim(0, dim).flatten(dim, dim + 1)
-            changes[name] = x if x.stride(-1) == 1 else x.contiguous()  # kernels want whole rows
+            changes[name] = x if x.stride(-1) == 1 else contiguous(x)  # kernels want whole rows
     return call.run(**changes)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmap_core.extend import Level, RulePack
 
-from ._merge import merged
+from ._merge import contiguous, merged
 
 aten = torch.ops.aten
 pack = RulePack("cuda.attention")
@@ -26,7 +26,7 @@ def _rows_aligned(bias: Tensor) -> Tensor:
     if bias.stride(-1) == 1 and all(s % step == 0 for s in bias.stride()[:-1]):
         return bias
     width = bias.shape[-1]
-    return torch.nn.functional.pad(bias.contiguous(), (0, -width % step))[..., :width]
+    return torch.nn.functional.pad(contiguous(bias), (0, -width % step))[..., :width]
 
 
 # (N, H, L, E), (N, H, S, E), (N, H, S, F) -> (N, H, L, F), logsumexp (N, H, *) and what the backward call wants.

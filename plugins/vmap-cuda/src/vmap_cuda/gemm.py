@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, to_front
 
-from ._merge import Call
+from ._merge import Call, contiguous
 
 aten = torch.ops.aten
 pack = RulePack("cuda.gemm")
@@ -17,7 +17,7 @@ pack = RulePack("cuda.gemm")
 
 def _rows(x: Tensor, bdim: int) -> Tensor:
     """(M, K) per sample -> (B M, K), row after row in memory."""
-    return to_front(x, bdim).flatten(0, 1).contiguous()
+    return contiguous(to_front(x, bdim).flatten(0, 1))
 
 
 def _columns(x: Tensor, bdim: int) -> Tensor:

@@ -19,7 +19,7 @@ from vmap_core.extend import (
     wrap,
 )
 
-from ._merge import Call
+from ._merge import Call, contiguous
 
 aten = torch.ops.aten
 pack = RulePack("cuda.normalization")
@@ -27,7 +27,7 @@ pack = RulePack("cuda.normalization")
 
 def _wide(x: Tensor, bdim: int | None, size: int) -> Tensor:
     """(N, C, *) per sample -> (N, B C, *)."""
-    return ensure_bdim(x, bdim, size).movedim(0, 1).flatten(1, 2).contiguous()
+    return contiguous(ensure_bdim(x, bdim, size).movedim(0, 1).flatten(1, 2))
 
 
 def _channels(x: Any, bdim: int | None, size: int) -> Any:
@@ -84,9 +84,11 @@ def cudnn_batch_norm_backward(info: Level, in_dims: Any, *args: Any) -> Any:
     """
     call = Call(aten.cudnn_batch_norm_backward.default, in_dims, args, {})
     size = info.batch_size
-    reserve = call.values["reserveSpace"]
-    if not size or call.batched("reserveSpace") or (reserve.numel() and not call.batched("input")):
-        return call.looped(info, warn=bool(size) and not call.batched("reserveSpace"))
+    if not size:
+        return tuple(map(call.empty, ("input", "weight", "weight"))), 0
+    of_one = not call.batched("save_mean")
+    if call.batched("reserveSpace") or (of_one and call.values["reserveSpace"].numel()):
+        return call.looped(info)
     wide = {n: _wide(call.values[n], call.dims[n], size) for n in ("input", "grad_output")}
     names = ("weight", "running_mean", "running_var", "save_mean", "save_var")
     channels = {n: _channels(call.values[n], call.dims[n], size) for n in names}

@@ -77,7 +77,12 @@ def cudnn_rnn_backward(info: Level, in_dims: Any, *args: Any) -> Any:
     """Gradients of the input (T, N, I), the states (L, N, H) and the weights."""
     call = Call(RNN_BACKWARD, in_dims, args, {})
     if not info.batch_size:
-        return call.looped(info, warn=False)
+        dims = in_dims[1] if isinstance(in_dims[1], list | tuple) else [None] * len(args[1])
+        each = [
+            w.new_empty(0, *(n for k, n in enumerate(w.shape) if k != d)) for w, d in zip(args[1], dims, strict=True)
+        ]
+        states = [call.empty(name) for name in ("input", "hx", "cx")]
+        return (*states, each if call.values["output_mask"][3] else []), 0
     of_all = call.batched("output") and not call.batched("reserve")
     if not of_all:
         return call.looped(info, function=_backward_of_one)
@@ -125,7 +130,8 @@ def _cell(op: Any, outputs: int) -> Any:
         for gates, bias in (("input_gates", "input_bias"), ("hidden_gates", "hidden_bias")):
             if call.batched("input_bias") or call.batched("hidden_bias"):  # the kernel takes both or none
                 total = call.front(gates, size) + call.front(bias, size).unsqueeze(1)
-                changes |= {gates: total.flatten(0, 1), bias: None}
+                none = total.new_zeros(total.shape[-1])  # not None, at which PyTorch's shape function fails
+                changes |= {gates: total.flatten(0, 1), bias: none}
         names = [n for n in ("input_gates", "hidden_gates", "cx", "hx") if n not in changes]
         return split_dims(size, merge_dims(info, call, dict.fromkeys(names, 0), **changes), (0,) * outputs)
 
@@ -143,7 +149,8 @@ def lstm_cell_backward(info: Level, in_dims: Any, *args: Any) -> Any:
     if not info.batch_size:
         return call.looped(info, warn=False)
     (gates, state, _), dims = _cell_gradients(info, call, ("grad_hy", "grad_cy", "cx", "cy", "workspace"), 2)
-    return (gates, state, _bias(call, gates)), (*dims, 0 if call.values["has_bias"] else None)
+    bias = _bias(call, gates)
+    return (gates, state, bias), (*dims, None if bias is None else 0)
 
 
 @pack.rule(aten._thnn_fused_gru_cell_backward.default)
@@ -164,6 +171,6 @@ def _cell_gradients(info: Level, call: Call, names: tuple[str, ...], outputs: in
     return (*apart, *out[outputs:]), dims
 
 
-def _bias(call: Call, gates: Tensor) -> Tensor | None:
+def _bias(call: Call, gates: Tensor | None) -> Tensor | None:
     """(B, N, G H) -> (B, G H)."""
-    return gates.sum(1) if call.values["has_bias"] else None
+    return gates.sum(1) if gates is not None and call.values["has_bias"] else None

@@ -1,0 +1,406 @@
+"""Calls of operators that exist only on CUDA, one sample each: for a CPU with stand-ins, fake tensors and a GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Case:
+    """A function of one sample's tensors.
+
+    Attributes:
+        run: the function.
+        make: makes its tensors, from a maker of random ones.
+        ops: the operators it calls once each.
+        one_call: for in_dims, whether one call has to serve all samples. (Else there may be one each, with a warning.)
+        gradients: whether PyTorch has derivatives.
+        shapes: whether the operators have shape functions, so that fake tensors do.
+        dtype: of the tensors on a GPU.
+        cpu_dtype: of those on a CPU.
+        random: whether it draws.
+        on_gpu: whether the shapes are ones that a GPU's kernels accept.
+    """
+
+    run: Callable[..., Any]
+    make: Callable[[Callable[..., torch.Tensor]], list[torch.Tensor]]
+    ops: tuple[Any, ...] = ()
+    one_call: Callable[[Any], bool] = lambda dims: True
+    gradients: bool = True
+    shapes: bool = True
+    dtype: torch.dtype = torch.float32
+    cpu_dtype: torch.dtype = torch.double
+    random: bool = False
+    on_gpu: bool = True
+
+
+HALF = torch.float16
+
+
+def qkv(t):
+    return [t(2, 3, 4, 8), t(2, 3, 8, 8), t(2, 3, 8, 8)]
+
+
+def nlhe(t):
+    return [t(2, 4, 3, 8), t(2, 8, 3, 8), t(2, 8, 3, 8)]
+
+
+def with_bias(t):
+    return [*qkv(t), t(2, 3, 4, 8)]
+
+
+def and_grad(make):
+    return lambda t: [t(*make(t)[0].shape), *make(t)]
+
+
+FLASH = aten._scaled_dot_product_flash_attention.default
+FLASH_BACK = aten._scaled_dot_product_flash_attention_backward.default
+EFFICIENT = aten._scaled_dot_product_efficient_attention.default
+EFFICIENT_BACK = aten._scaled_dot_product_efficient_attention_backward.default
+CUDNN = aten._scaled_dot_product_cudnn_attention.default
+CUDNN_BACK = aten._scaled_dot_product_cudnn_attention_backward.default
+FLASH_FORWARD, FLASH_BACKWARD = aten._flash_attention_forward.default, aten._flash_attention_backward.default
+EFFICIENT_FORWARD = aten._efficient_attention_forward.default
+EFFICIENT_BACKWARD = aten._efficient_attention_backward.default
+
+
+def efficient(q, *rest):
+    out, lse, *_ = EFFICIENT(q, *rest)
+    return out, lse[..., : q.shape[2]]
+
+
+def flash_back(grad, q, k, v, p=0.0):
+    out, lse, cq, ck, mq, mk, state, unused, _ = FLASH(q, k, v, p, False)
+    return FLASH_BACK(grad, q, k, v, out, lse, cq, ck, mq, mk, p, False, state, unused)
+
+
+def efficient_back(grad, q, k, v, bias, p=0.0):
+    out, lse, seed, offset = EFFICIENT(q, k, v, bias, True, p)
+    return EFFICIENT_BACK(grad, q, k, v, bias, out, lse, seed, offset, p, [True] * 4)
+
+
+def cudnn_back(grad, q, k, v, bias, p=0.0):
+    out, lse, cq, ck, mq, mk, seed, offset, _ = CUDNN(q, k, v, bias, True, p)
+    return CUDNN_BACK(grad, q, k, v, out, lse, seed, offset, bias, cq, ck, mq, mk, p, False)
+
+
+def flash_forward_back(grad, q, k, v, p=0.0):
+    out, lse, state, unused, _ = FLASH_FORWARD(q, k, v, None, None, 4, 8, p, False, False)
+    return FLASH_BACKWARD(grad, q, k, v, out, lse, None, None, 4, 8, p, False, state, unused)
+
+
+def efficient_forward_back(grad, q, k, v, bias, p=0.0):
+    out, lse, seed, offset, mq, mk = EFFICIENT_FORWARD(q, k, v, bias, None, None, None, None, p, 0, True)
+    return EFFICIENT_BACKWARD(grad, q, k, v, bias, out, None, None, mq, mk, lse, p, seed, offset, 0, True)
+
+
+def overrideable(q, k, v, bias):
+    return aten._scaled_dot_product_fused_attention_overrideable.default(q, k, v, bias)[:2]
+
+
+OFFSETS = [0, 3, 6]
+
+
+def in_one_row(q, k, v):
+    ends = torch.tensor(OFFSETS, dtype=torch.int32, device=q.device)
+    return FLASH_FORWARD(q, k, v, ends, ends, 3, 3, 0.0, False, False)[:2]
+
+
+ATTENTION = {
+    "flash": Case(lambda *a: FLASH(*a)[:2], qkv, (FLASH,), dtype=HALF),
+    "flash, causal and scaled": Case(lambda *a: FLASH(*a, 0.0, True, scale=0.3)[:2], qkv, (FLASH,), dtype=HALF),
+    "flash, one image": Case(
+        lambda *a: FLASH(*a)[:2], lambda t: [t(1, 2, 4, 8), t(1, 1, 8, 8), t(1, 1, 8, 8)], (FLASH,), dtype=HALF
+    ),
+    "flash backward": Case(flash_back, and_grad(qkv), (FLASH, FLASH_BACK), gradients=False, dtype=HALF),
+    "efficient": Case(lambda *a: efficient(*a, None, True), qkv, (EFFICIENT,)),
+    "efficient, bias": Case(lambda *a: efficient(*a, True, 0.0, True), with_bias, (EFFICIENT,)),
+    "efficient backward": Case(
+        efficient_back, and_grad(with_bias), (EFFICIENT, EFFICIENT_BACK), gradients=False
+    ),
+    "cudnn": Case(lambda *a: CUDNN(*a, None, True)[:2], qkv, (CUDNN,), dtype=HALF),
+    "cudnn, bias": Case(lambda *a: CUDNN(*a, True)[:2], with_bias, (CUDNN,), dtype=HALF),
+    "cudnn backward": Case(cudnn_back, and_grad(with_bias), (CUDNN, CUDNN_BACK), gradients=False, dtype=HALF),
+    "_flash_attention": Case(
+        flash_forward_back, and_grad(nlhe), (FLASH_FORWARD, FLASH_BACKWARD), gradients=False, dtype=HALF
+    ),
+    "_flash_attention, several lengths": Case(
+        in_one_row, lambda t: [t(6, 2, 8) for _ in range(3)], (FLASH_FORWARD,), lambda dims: False, gradients=False,
+        shapes=False, dtype=HALF,
+    ),
+    "_efficient_attention": Case(
+        efficient_forward_back,
+        and_grad(lambda t: [*nlhe(t), t(2, 3, 4, 8)]),
+        (EFFICIENT_FORWARD, EFFICIENT_BACKWARD),
+        gradients=False,
+    ),
+}  # fmt: skip
+
+DROPOUT = {
+    "flash": Case(lambda *a: flash_back(*a, 0.5), and_grad(qkv), (FLASH, FLASH_BACK), dtype=HALF),
+    "efficient": Case(lambda *a: efficient_back(*a, 0.5), and_grad(with_bias), (EFFICIENT, EFFICIENT_BACK)),
+    "cudnn": Case(lambda *a: cudnn_back(*a, 0.5), and_grad(with_bias), (CUDNN, CUDNN_BACK), dtype=HALF),
+    "_flash_attention": Case(
+        lambda *a: flash_forward_back(*a, 0.5), and_grad(nlhe), (FLASH_FORWARD, FLASH_BACKWARD), dtype=HALF
+    ),
+    "_efficient_attention": Case(
+        lambda *a: efficient_forward_back(*a, 0.5),
+        and_grad(lambda t: [*nlhe(t), t(2, 3, 4, 8)]),
+        (EFFICIENT_FORWARD, EFFICIENT_BACKWARD),
+    ),
+    "fused": Case(lambda x: aten._fused_dropout.default(x, 0.5), lambda t: [t(3, 4)], (aten._fused_dropout.default,)),
+    "native": Case(lambda x: aten.native_dropout.default(x, 0.5, True), lambda t: [t(3, 4)], (aten.native_dropout.default,)),
+}  # fmt: skip
+
+
+CONVOLUTION_FLAGS = (False, True, False)
+CONVOLUTION = {
+    "cudnn_convolution": Case(
+        lambda x, w: aten.cudnn_convolution.default(x, w, [1, 0], [2, 1], [1, 1], 1, *CONVOLUTION_FLAGS),
+        lambda t: [t(2, 3, 5, 4), t(4, 3, 3, 2)], (aten.cudnn_convolution.default,), shapes=False,
+    ),
+    "cudnn_convolution, groups": Case(
+        lambda x, w: aten.cudnn_convolution.default(x, w, [0], [1], [2], 2, *CONVOLUTION_FLAGS),
+        lambda t: [t(2, 4, 6), t(4, 2, 3)], (aten.cudnn_convolution.default,), shapes=False, on_gpu=False,
+    ),
+    "cudnn_convolution_transpose": Case(
+        lambda x, w: aten.cudnn_convolution_transpose.default(x, w, [1, 0], [1, 0], [2, 1], [1, 1], 2, *CONVOLUTION_FLAGS),
+        lambda t: [t(2, 4, 3, 4), t(4, 3, 3, 2)], (aten.cudnn_convolution_transpose.default,), shapes=False,
+    ),
+    "cudnn_convolution_relu": Case(
+        lambda x, w, b: aten.cudnn_convolution_relu.default(x, w, b, [1, 1], [1, 1], [1, 1], 1),
+        lambda t: [t(2, 3, 4, 4), t(4, 3, 3, 3), t(4)], (aten.cudnn_convolution_relu.default,),
+        gradients=False, shapes=False,
+    ),
+    "cudnn_convolution_add_relu": Case(
+        lambda x, w, z, b: aten.cudnn_convolution_add_relu.default(x, w, z, 0.5, b, [1, 1], [1, 1], [1, 1], 1),
+        lambda t: [t(2, 3, 4, 4), t(4, 3, 3, 3), t(2, 4, 4, 4), t(4)], (aten.cudnn_convolution_add_relu.default,),
+        gradients=False, shapes=False,
+    ),
+}  # fmt: skip
+
+BATCH_NORM, BATCH_NORM_BACK = aten.cudnn_batch_norm.default, aten.cudnn_batch_norm_backward.default
+
+
+def batch_norm_back(grad, x, w, b):
+    out, mean, rstd, reserve = BATCH_NORM(x, w, b, None, None, True, 0.1, 1e-5)
+    return out, *BATCH_NORM_BACK(x, grad, w, None, None, mean, rstd, 1e-5, reserve)
+
+
+def statistics(x, w, b, mean, var):
+    mean, var = mean * 1, var.abs() + 1
+    out, *saved, _ = BATCH_NORM(x, w, b, mean, var, True, 0.1, 1e-5)
+    return out, *saved, mean, var
+
+
+def evaluation(x, w, b, mean, var):
+    return BATCH_NORM(x, w, b, mean, var.abs() + 1, False, 0.1, 1e-5)[0]
+
+
+NORMALIZATION = {
+    "cudnn_batch_norm": Case(
+        lambda x, w, b: BATCH_NORM(x, w, b, None, None, True, 0.1, 1e-5)[:3],
+        lambda t: [t(4, 3, 2, 2), t(3), t(3)], (BATCH_NORM,), shapes=False,
+    ),
+    "cudnn_batch_norm, statistics": Case(
+        statistics, lambda t: [t(4, 3, 5), t(3), t(3), t(3), t(3)], (BATCH_NORM,), shapes=False, on_gpu=False,
+    ),
+    "cudnn_batch_norm, evaluation": Case(
+        evaluation, lambda t: [t(4, 3, 2, 2), t(3), t(3), t(3), t(3)], (BATCH_NORM,), gradients=False, shapes=False,
+    ),
+    "cudnn_batch_norm_backward": Case(
+        batch_norm_back, lambda t: [t(4, 3, 2, 2), t(4, 3, 2, 2), t(3), t(3)], (BATCH_NORM, BATCH_NORM_BACK),
+        lambda dims: dims[1] is not None, gradients=False, shapes=False,
+    ),
+}  # fmt: skip
+
+RNN, RNN_BACK = aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default
+RELU, TANH, LSTM, GRU = range(4)
+
+
+def rnn(mode, x, hx, cx, *weights, sizes=(), batch_first=False, bidirectional=False, layers=1):
+    state = torch.empty(0, dtype=torch.uint8, device=x.device)
+    options = (mode, 3, 0, layers, batch_first, 0.0, True, bidirectional, list(sizes), state)
+    return RNN(x, list(weights), 4, None, hx, cx, *options)
+
+
+def rnn_back(grad, x, hx, cx, *weights, mask=(True, True, True, False), **options):
+    state = torch.empty(0, dtype=torch.uint8, device=x.device)
+    out, hy, _, reserve, buffer = rnn(LSTM, x, hx, cx, *weights, **options)
+    if buffer is None:  # PyTorch's shape function, which serves empty batches, forgets it
+        buffer = torch.cat([w.flatten() for w in weights])
+    given = (LSTM, 3, 0, 1, False, 0.0, True, False, list(options.get("sizes", ())), state, reserve, list(mask))
+    dx, dhx, dcx, dw = RNN_BACK(x, list(weights), 4, buffer, hx, cx, out, grad, None, hy, *given)
+    return dx, dhx, dcx, *(dw if mask[3] else ())
+
+
+def weights(t, gates, layers=1, directions=1):
+    out = []
+    for layer in range(layers):
+        for _ in range(directions):
+            width = 4 if layer == 0 else 3 * directions
+            out += [t(gates * 3, width), t(gates * 3, 3), t(gates * 3), t(gates * 3)]
+    return out
+
+
+def shared_weights(first):
+    return lambda dims: all(d is None for d in dims[first:])
+
+
+RECURRENT = {
+    "lstm": Case(
+        lambda *a: rnn(LSTM, *a)[:3], lambda t: [t(5, 2, 4), t(1, 2, 3), t(1, 2, 3), *weights(t, 4)], (RNN,),
+        shared_weights(3),
+    ),
+    "gru, two layers, both directions, batch first": Case(
+        lambda x, hx, *w: rnn(GRU, x, hx, None, *w, batch_first=True, bidirectional=True, layers=2)[:2],
+        lambda t: [t(2, 5, 4), t(4, 2, 3), *weights(t, 3, 2, 2)], (RNN,), shared_weights(2), gradients=False,
+    ),
+    "relu, packed": Case(
+        lambda x, hx, *w: rnn(RELU, x, hx, None, *w, sizes=(2, 2, 1))[:2],
+        lambda t: [t(5, 4), t(1, 2, 3), *weights(t, 1)], (RNN,), shared_weights(2),
+    ),
+    "lstm backward": Case(
+        rnn_back, lambda t: [t(5, 2, 3), t(5, 2, 4), t(1, 2, 3), t(1, 2, 3), *weights(t, 4)], (RNN, RNN_BACK),
+        lambda dims: shared_weights(4)(dims) and dims[1:4] != (None,) * 3, gradients=False, shapes=False,
+    ),
+    "lstm backward, packed": Case(
+        lambda *a: rnn_back(*a, sizes=(2, 2, 1)),
+        lambda t: [t(5, 3), t(5, 4), t(1, 2, 3), t(1, 2, 3), *weights(t, 4)], (RNN, RNN_BACK),
+        lambda dims: shared_weights(4)(dims) and dims[1:4] != (None,) * 3, gradients=False, shapes=False,
+    ),
+    "lstm backward, weights": Case(
+        lambda *a: rnn_back(*a, mask=(True,) * 4),
+        lambda t: [t(5, 2, 3), t(5, 2, 4), t(1, 2, 3), t(1, 2, 3), *weights(t, 4)], (), lambda dims: False,
+        gradients=False, shapes=False,
+    ),
+    "_thnn_fused_lstm_cell": Case(
+        lambda *a: aten._thnn_fused_lstm_cell.default(*a)[:2], lambda t: [t(2, 12), t(2, 12), t(2, 3), t(12), t(12)],
+        (aten._thnn_fused_lstm_cell.default,),
+    ),
+    "_thnn_fused_lstm_cell, no bias": Case(
+        lambda *a: aten._thnn_fused_lstm_cell.default(*a)[:2], lambda t: [t(2, 12), t(2, 12), t(2, 3)],
+        (aten._thnn_fused_lstm_cell.default,), shapes=False,
+    ),
+    "_thnn_fused_lstm_cell_backward": Case(
+        lambda g, c, cx, cy, w: aten._thnn_fused_lstm_cell_backward_impl.default(g, c, cx, cy, w, True),
+        lambda t: [t(2, 3), t(2, 3), t(2, 3), t(2, 3), t(2, 12)], (aten._thnn_fused_lstm_cell_backward_impl.default,),
+        gradients=False,
+    ),
+    "_thnn_fused_gru_cell": Case(
+        lambda *a: aten._thnn_fused_gru_cell.default(*a)[:1], lambda t: [t(2, 9), t(2, 9), t(2, 3), t(9), t(9)],
+        (aten._thnn_fused_gru_cell.default,), shapes=False,
+    ),
+    "_thnn_fused_gru_cell_backward": Case(
+        lambda g, w: aten._thnn_fused_gru_cell_backward.default(g, w, True), lambda t: [t(2, 3), t(2, 15)],
+        (aten._thnn_fused_gru_cell_backward.default,), gradients=False, shapes=False,
+    ),
+}  # fmt: skip
+
+
+def int8(t, *shape):
+    return (t(*shape) * 30).to(torch.int8)
+
+
+def fp8(t, *shape):
+    return t(*shape).to(torch.float8_e4m3fn)
+
+
+def columns(x):
+    """Column after column in memory, as a sample made by rows is not."""
+    return x.mT.contiguous().mT
+
+
+def scaled(x, y, a, b, *bias, out_dtype=torch.float32):
+    return aten._scaled_mm.default(x, columns(y), a.abs(), b.abs(), *bias, out_dtype=out_dtype)
+
+
+def own_side(dims):
+    x, y, a, b, *_ = dims
+    return y is b is None if x is not None else x is a is None
+
+
+def tensorwise(dims):
+    x, y, a, b, *bias = dims
+    return a is b is None and (x is None) != (y is None) and (x is None or bias in ([], [None]))
+
+
+def grouped(*args, ends=None):
+    offs = None if ends is None else torch.tensor(ends, dtype=torch.int32, device=args[0].device)
+    return aten._grouped_mm.default(*args, offs)
+
+
+INT_MM, SCALED_MM, GROUPED_MM = aten._int_mm.default, aten._scaled_mm.default, aten._grouped_mm.default
+BF16 = torch.bfloat16
+GEMM = {
+    "_int_mm": Case(
+        lambda x, y: INT_MM(x, y), lambda t: [int8(t, 32, 16), int8(t, 16, 8)], (INT_MM,), lambda dims: None in dims,
+        gradients=False,
+    ),
+    "_scaled_mm": Case(
+        scaled, lambda t: [fp8(t, 16, 32), fp8(t, 32, 48), t().float(), t().float()], (SCALED_MM,), tensorwise,
+        gradients=False,
+    ),
+    "_scaled_mm, bias": Case(
+        lambda *a: scaled(*a, out_dtype=BF16),
+        lambda t: [fp8(t, 16, 32), fp8(t, 32, 48), t().float(), t().float(), t(48).to(BF16)], (SCALED_MM,), tensorwise,
+        gradients=False,
+    ),
+    "_scaled_mm, rows": Case(
+        lambda *a: scaled(*a, out_dtype=BF16),
+        lambda t: [fp8(t, 16, 32), fp8(t, 32, 48), t(16, 1).float(), t(1, 48).float()], (SCALED_MM,),
+        lambda dims: own_side(dims) and dims[:2] != (None, None), gradients=False,
+    ),
+    "_grouped_mm, 3d 3d": Case(
+        lambda x, y: grouped(x, y), lambda t: [t(2, 8, 16), t(2, 16, 8)], (GROUPED_MM,), dtype=BF16, cpu_dtype=torch.float,
+    ),
+    "_grouped_mm, 2d 3d": Case(
+        lambda x, y: grouped(x, y, ends=[16, 24]), lambda t: [t(24, 16), t(2, 16, 8)], (GROUPED_MM,), dtype=BF16, cpu_dtype=torch.float,
+    ),
+    "_grouped_mm, 3d 2d": Case(
+        lambda x, y: grouped(x, y, ends=[16, 24]), lambda t: [t(2, 8, 16), t(16, 24)], (GROUPED_MM,), dtype=BF16, cpu_dtype=torch.float,
+    ),
+    "_grouped_mm, 2d 2d, the last part of no group": Case(
+        lambda x, y: grouped(x, y, ends=[16, 24]), lambda t: [t(8, 32), t(32, 8)], (GROUPED_MM,), gradients=False,
+        dtype=BF16, cpu_dtype=torch.float,
+    ),
+    "_grouped_mm, 2d 2d": Case(
+        lambda x, y: grouped(x, y, ends=[16, 32]), lambda t: [t(8, 32), t(32, 8)], (GROUPED_MM,), dtype=BF16, cpu_dtype=torch.float,
+    ),
+}  # fmt: skip
+
+GRID = {
+    "cudnn_affine_grid_generator": Case(
+        lambda x: aten.cudnn_affine_grid_generator.default(x, 2, 3, 4, 5), lambda t: [t(2, 2, 3)],
+        (aten.cudnn_affine_grid_generator.default,), shapes=False,
+    ),
+    "cudnn_affine_grid_generator_backward": Case(
+        lambda x: aten.cudnn_affine_grid_generator_backward.default(x, 2, 3, 4, 5), lambda t: [t(2, 4, 5, 2)],
+        (aten.cudnn_affine_grid_generator_backward.default,), gradients=False, shapes=False,
+    ),
+    "cudnn_grid_sampler": Case(
+        aten.cudnn_grid_sampler.default, lambda t: [t(2, 3, 4, 5), t(2, 3, 3, 2)], (aten.cudnn_grid_sampler.default,),
+        shapes=False,
+    ),
+    "cudnn_grid_sampler_backward": Case(
+        aten.cudnn_grid_sampler_backward.default, lambda t: [t(2, 3, 4, 5), t(2, 3, 3, 2), t(2, 3, 3, 3)],
+        (aten.cudnn_grid_sampler_backward.default,), gradients=False, shapes=False,
+    ),
+}  # fmt: skip
+
+OTHERS = {
+    "_masked_scale": Case(
+        lambda x, m: aten._masked_scale.default(x, m.to(torch.uint8), 2.0), lambda t: [t(3, 4), t(3, 4) > 0],
+        (aten._masked_scale.default,), gradients=False,
+    ),
+    "native_dropout_backward": Case(
+        lambda x, m: aten.native_dropout_backward.default(x, m, 2.0), lambda t: [t(3, 4), t(3, 4) > 0],
+        (aten.native_dropout_backward.default,),
+    ),
+}  # fmt: skip
+
+CASES = {**ATTENTION, **CONVOLUTION, **NORMALIZATION, **RECURRENT, **GEMM, **GRID, **OTHERS}
