@@ -70,7 +70,7 @@ EFFICIENT_BACKWARD = aten._efficient_attention_backward.default
 
 def efficient(q, *rest):
     out, lse, *_ = EFFICIENT(q, *rest)
-    return out, lse[..., : q.shape[2]]
+    return out, lse.narrow(-1, 0, q.shape[2])
 
 
 def flash_back(grad, q, k, v, p=0.0):
@@ -214,7 +214,7 @@ NORMALIZATION = {
     ),
     "cudnn_batch_norm_backward": Case(
         batch_norm_back, lambda t: [t(4, 3, 2, 2), t(4, 3, 2, 2), t(3), t(3)], (BATCH_NORM, BATCH_NORM_BACK),
-        lambda dims: dims[1] is not None, gradients=False, shapes=False,
+        lambda dims: dims[1:] != (None,) * 3, gradients=False, shapes=False,
     ),
 }  # fmt: skip
 
@@ -222,9 +222,9 @@ RNN, RNN_BACK = aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default
 RELU, TANH, LSTM, GRU = range(4)
 
 
-def rnn(mode, x, hx, cx, *weights, sizes=(), batch_first=False, bidirectional=False, layers=1):
+def rnn(mode, x, hx, cx, *weights, sizes=(), batch_first=False, bidirectional=False):
     state = torch.empty(0, dtype=torch.uint8, device=x.device)
-    options = (mode, 3, 0, layers, batch_first, 0.0, True, bidirectional, list(sizes), state)
+    options = (mode, 3, 0, 1, batch_first, 0.0, True, bidirectional, list(sizes), state)
     return RNN(x, list(weights), 4, None, hx, cx, *options)
 
 
@@ -238,13 +238,9 @@ def rnn_back(grad, x, hx, cx, *weights, mask=(True, True, True, False), **option
     return dx, dhx, dcx, *(dw if mask[3] else ())
 
 
-def weights(t, gates, layers=1, directions=1):
-    out = []
-    for layer in range(layers):
-        for _ in range(directions):
-            width = 4 if layer == 0 else 3 * directions
-            out += [t(gates * 3, width), t(gates * 3, 3), t(gates * 3), t(gates * 3)]
-    return out
+def weights(t, gates, directions=1):
+    shapes = [(gates * 3, 4), (gates * 3, 3), (gates * 3,), (gates * 3,)]
+    return [t(*shape) for _ in range(directions) for shape in shapes]
 
 
 def shared_weights(first):
@@ -256,9 +252,9 @@ RECURRENT = {
         lambda *a: rnn(LSTM, *a)[:3], lambda t: [t(5, 2, 4), t(1, 2, 3), t(1, 2, 3), *weights(t, 4)], (RNN,),
         shared_weights(3),
     ),
-    "gru, two layers, both directions, batch first": Case(
-        lambda x, hx, *w: rnn(GRU, x, hx, None, *w, batch_first=True, bidirectional=True, layers=2)[:2],
-        lambda t: [t(2, 5, 4), t(4, 2, 3), *weights(t, 3, 2, 2)], (RNN,), shared_weights(2), gradients=False,
+    "gru, both directions, batch first": Case(
+        lambda x, hx, *w: rnn(GRU, x, hx, None, *w, batch_first=True, bidirectional=True)[:2],
+        lambda t: [t(2, 5, 4), t(2, 2, 3), *weights(t, 3, directions=2)], (RNN,), shared_weights(2), gradients=False,
     ),
     "relu, packed": Case(
         lambda x, hx, *w: rnn(RELU, x, hx, None, *w, sizes=(2, 2, 1))[:2],
@@ -312,7 +308,7 @@ def fp8(t, *shape):
 
 def columns(x):
     """Column after column in memory, as a sample made by rows is not."""
-    return x.mT.contiguous().mT
+    return x.mT.clone(memory_format=torch.contiguous_format).mT
 
 
 def scaled(x, y, a, b, *bias, out_dtype=torch.float32):

@@ -52,16 +52,14 @@ class Call:
         return self.op(*(values[n] for n in names[: len(self._args)]), **{n: values[n] for n in self._kwargs})
 
     def looped(self, info: Level, *, warn: bool = True, function: Callable[..., Any] | None = None) -> Any:
-        """Run the operator, or a function in its place, once per sample; each sample is contiguous."""
+        """Run the operator, or a function in its place, once per sample."""
 
         def lay_out(name: str, value: Any) -> tuple[Any, Any]:
             dim = self.dims.get(name)
             if isinstance(dim, list | tuple):
-                pairs = [
-                    (v, d) if d is None else (contiguous(to_front(v, d)), 0) for v, d in zip(value, dim, strict=True)
-                ]
+                pairs = [(v, d) if d is None else (_dense(to_front(v, d)), 0) for v, d in zip(value, dim, strict=True)]
                 return [v for v, _ in pairs], [d for _, d in pairs]
-            return (value, None) if dim is None else (contiguous(to_front(value, dim)), 0)
+            return (value, None) if dim is None else (_dense(to_front(value, dim)), 0)
 
         laid = {name: lay_out(name, value) for name, value in self.values.items()}
         names = [a.name for a in self.op._schema.arguments][: len(self._args)]
@@ -74,6 +72,13 @@ class Call:
 def contiguous(x: Tensor) -> Tensor:
     """Return ``x.contiguous()``, in a way that fake tensors also have on a machine without a GPU."""
     return x if x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return samples, in front, whose rows or columns lie in memory one after the other."""
+    sample = x.select(0, 0) if x.shape[0] else x
+    columns = sample.ndim == 2 and sample.mT.is_contiguous()  # which some products demand
+    return x if columns or sample.is_contiguous() else contiguous(x)
 
 
 def merge_dims(info: Level, call: Call, dims: Mapping[str, int], /, **changes: Any) -> Any:
@@ -150,7 +155,7 @@ def merged(
             changes: dict[str, Any] = {n: call.values[n] * size for n in counts}
             for name in state:  # without dropout they mean nothing, and any sample's will do
                 if call.batched(name):
-                    changes[name] = to_front(call.values[name], call.dims[name])[0]
+                    changes[name] = call.values[name].select(call.dims[name], 0)
             for name, function in (prepare or {}).items():
                 if call.values.get(name) is not None:
                     changes[name] = function(call.front(name, size).flatten(0, 1))

@@ -26,7 +26,7 @@ def _rows_aligned(bias: Tensor) -> Tensor:
     if bias.stride(-1) == 1 and all(s % step == 0 for s in bias.stride()[:-1]):
         return bias
     width = bias.shape[-1]
-    return torch.nn.functional.pad(contiguous(bias), (0, -width % step))[..., :width]
+    return torch.nn.functional.pad(contiguous(bias), (0, -width % step)).narrow(-1, 0, width)
 
 
 # (N, H, L, E), (N, H, S, E), (N, H, S, F) -> (N, H, L, F), logsumexp (N, H, *) and what the backward call wants.

@@ -131,4 +131,5 @@ def _sums_by_group(call: Call, x: Tensor, y: Tensor, size: int) -> tuple[Tensor,
     rest = length * torch.arange(1, size + 1, dtype=ends.dtype, device=ends.device).unsqueeze(1)
     ends = torch.cat((ends, rest), 1)  # what a sample's groups leave over is a group too, or the next would get it
     out = call.run(self=x.movedim(0, 1).flatten(1, 2), mat2=y.flatten(0, 1), offs=ends.flatten())
-    return out.unflatten(0, (size, -1))[:, :-1], 0
+    out = out.unflatten(0, (size, -1))
+    return out.narrow(1, 0, out.shape[1] - 1), 0
