@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_one_call_serves_all_samples(name):
             vmap(case.run, in_dims=dims)(*physical)
         calls = [count.seen[op] for op in case.ops]
         assert (calls == [1] * len(calls) and not caught) if one_call else max(calls, default=3) == 3, (dims, calls)
+
+
+@pytest.mark.filterwarnings("ignore::vmap_core.FallbackWarning")
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gradients])
+def test_rows_of_a_jacobian(name):
+    """Through the autograd engine: the forward call is one of one sample, the vectors are batched."""
+    case = CASES[name]
+    leaves = [t.requires_grad_(t.dtype.is_floating_point) for t in case.make(random_on("cpu", case.cpu_dtype))]
+    wanted = [t for t in leaves if t.requires_grad]
+    out = next(o for o in tree_leaves(case.run(*leaves)) if o.requires_grad)
+    rows = torch.randn(3, *out.shape, dtype=out.dtype)
+    backward = partial(torch.autograd.grad, out, wanted, retain_graph=True)
+    for got, *expected in zip(vmap(lambda row: backward(row))(rows), *map(backward, rows), strict=True):
+        torch.testing.assert_close(got, torch.stack(expected))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.shapes])
