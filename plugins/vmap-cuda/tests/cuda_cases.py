@@ -123,7 +123,7 @@ ATTENTION = {
         efficient_back, and_grad(with_bias), (EFFICIENT, EFFICIENT_BACK), gradients=False
     ),
     "cudnn": Case(lambda *a: CUDNN(*a, None, True)[:2], qkv, (CUDNN,), dtype=HALF),
-    "cudnn, bias": Case(lambda *a: CUDNN(*a, True)[:2], with_bias, (CUDNN,), dtype=HALF),
+    "cudnn, bias": Case(lambda *a: CUDNN(*a, True)[:2], with_bias, (CUDNN,), gradients=False, dtype=HALF),
     "cudnn backward": Case(cudnn_back, and_grad(with_bias), (CUDNN, CUDNN_BACK), gradients=False, dtype=HALF),
     "_flash_attention": Case(
         flash_forward_back, and_grad(nlhe), (FLASH_FORWARD, FLASH_BACKWARD), gradients=False, dtype=HALF
@@ -207,7 +207,8 @@ NORMALIZATION = {
         lambda t: [t(4, 3, 2, 2), t(3), t(3)], (BATCH_NORM,), shapes=False,
     ),
     "cudnn_batch_norm, statistics": Case(
-        statistics, lambda t: [t(4, 3, 5), t(3), t(3), t(3), t(3)], (BATCH_NORM,), shapes=False, on_gpu=False,
+        statistics, lambda t: [t(4, 3, 5), t(3), t(3), t(3), t(3)], (BATCH_NORM,), gradients=False, shapes=False,
+        on_gpu=False,
     ),
     "cudnn_batch_norm, evaluation": Case(
         evaluation, lambda t: [t(4, 3, 2, 2), t(3), t(3), t(3), t(3)], (BATCH_NORM,), gradients=False, shapes=False,

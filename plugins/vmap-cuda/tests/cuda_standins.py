@@ -246,6 +246,7 @@ def batch_norm_backward(x, grad, weight, running_mean, running_var, save_mean, s
 
 
 def rnn(x, weight, stride0, hx, cx, mode, layers, batch_first, bidirectional, batch_sizes):
+    assert hx.is_contiguous() and (cx is None or cx.is_contiguous())
     name = ("rnn_relu", "rnn_tanh", "lstm", "gru")[mode]
     hidden = (hx, cx) if mode == 2 else hx
     options = (weight, stride0 == 4, layers, 0.0, False, bidirectional)

@@ -48,6 +48,7 @@ def test_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     "attend", [FLASH, lambda *qkv: EFFICIENT(*qkv, None, True), lambda *qkv: CUDNN(*qkv, None, True)]
 )
+@pytest.mark.filterwarnings("ignore:.*_attention_backward.default has no batching rule")
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_rows_of_a_jacobian_through_the_engine(attend, p):
     """The forward call is one of one sample, its seed too: each row of the Jacobian has the numbers of that call."""
@@ -215,6 +216,21 @@ def test_a_learning_rate_of_each_sample():
     for i in range(3):
         step(expected[0][i], g[i], expected[1][i], lr[i])
     torch.testing.assert_close((p, m), expected)
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}], ids=str)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_whole_optimizers(optimizer, options):
+    def train(p, g):
+        q = p.clone().requires_grad_()
+        steps = optimizer([q], lr=0.1, **options)
+        for _ in range(2):
+            q.grad = g.clone()
+            steps.step()
+        return q.detach()
+
+    p, g = torch.rand(3, 4), torch.rand(3, 4)
+    torch.testing.assert_close(vmap(train)(p, g), torch.stack([train(*row) for row in zip(p, g, strict=True)]))
 
 
 def test_parameters_that_samples_share_are_not_written():

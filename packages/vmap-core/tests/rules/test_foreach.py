@@ -105,3 +105,20 @@ def test_one_call_for_each_element_where_they_are_not():
     assert not seen
     torch.testing.assert_close((first, second), (x + y.mT, x + y.double()))
     torch.testing.assert_close(torch.autograd.grad(third.sum(), leaf)[0], x.exp())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_on_lists(optimizer):
+    """PyTorch sorts its lists by device and dtype, in C++ that does not ask what the tensors are."""
+
+    def train(p, g):
+        q, r = p.clone().requires_grad_(), p.double().requires_grad_()
+        steps = optimizer([q, r], lr=0.1, foreach=True)
+        for _ in range(2):
+            q.grad, r.grad = g.clone(), g.double()
+            steps.step()
+        return q.detach(), r.detach()
+
+    p, g = torch.rand(3, 4), torch.rand(3, 4)
+    rows = [train(*row) for row in zip(p, g, strict=True)]
+    torch.testing.assert_close(vmap(train)(p, g), tuple(torch.stack(c) for c in zip(*rows, strict=True)))

@@ -12,6 +12,19 @@ from torch._ops import OpOverload
 from vmap_core.extend import Level, ensure_bdim, loop, to_front
 
 
+class _Instead:
+    """A function in the place of an operator, under whose name it appears in warnings."""
+
+    def __init__(self, op: OpOverload, function: Callable[..., Any]) -> None:
+        self.op, self.function = op, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return str(self.op)
+
+
 class Call:
     """The arguments of a call, by the names of the schema.
 
@@ -66,7 +79,8 @@ class Call:
         args, dims = [laid[n][0] for n in names], tuple(laid[n][1] for n in names)
         kwargs = {n: laid[n][0] for n in self._kwargs}
         named = {n: laid[n][1] for n in self._kwargs if n in self.dims}
-        return loop(info, function or self.op, (*dims, named) if named else dims, *args, warn=warn, **kwargs)
+        op = _Instead(self.op, function) if function else self.op
+        return loop(info, op, (*dims, named) if named else dims, *args, warn=warn, **kwargs)
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -146,7 +160,8 @@ def merged(
                 return call.run(), None
             if state and dropout and not _of_one_call(info, call, state):
                 # without the operator's own tag, which says that it draws: it draws again what is drawn already
-                return call.looped(info, warn=False, function=lambda *args, **kwargs: op(*args, **kwargs))
+                warn = info.randomness != "same"
+                return call.looped(info, warn=warn, function=lambda *args, **kwargs: op(*args, **kwargs))
             if not size:
                 return call.looped(info, warn=False)
             others = [name for name in call.dims if call.batched(name) and name not in dims and name not in state]

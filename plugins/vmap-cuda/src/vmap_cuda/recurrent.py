@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmap_core.extend import Level, RulePack, UnsupportedError, user_location
 
-from ._merge import Call, merge_dims, split_dims
+from ._merge import Call, contiguous, merge_dims, split_dims
 
 aten = torch.ops.aten
 pack = RulePack("cuda.recurrent")
@@ -17,27 +17,35 @@ RNN = aten._cudnn_rnn.default
 RNN_BACKWARD = aten._cudnn_rnn_backward.default
 
 
-def _fold(info: Level, call: Call, rows: tuple[str, ...], states: tuple[str, ...]) -> tuple[Any, int, int]:
-    """Call an operator of cuDNN's once: (T, N, *) -> (T, B N, *), (L, N, H) -> (L, B N, H); the dims that were joined.
+def _fold(info: Level, call: Call, rows: tuple[str, ...], states: tuple[str, ...]) -> Any:
+    """Call an operator of cuDNN's once.
 
-    Of a packed sequence (rows, I), each row is followed by the same row of the other samples; so are the states.
+    (T, N, *) -> (T, B N, *), (L, N, H) -> (L, B N, H). Of a packed sequence (rows, I), each row is followed by the same
+    row of the other samples; so are its states.
+
+    Returns:
+        The outputs, and functions that take rows and states apart again.
     """
     size, steps = info.batch_size, call.values["batch_sizes"]
-    if steps:
-        changes = {}
-        for names, dim in ((rows, 1), (states, 2)):
-            for name in names:
-                x = call.front(name, size)
-                changes[name] = None if x is None else x.movedim(0, dim).flatten(dim - 1, dim)
-        return call.run(**changes, batch_sizes=[n * size for n in steps]), 1, 2
-    at = 0 if call.values["batch_first"] else 1
-    return merge_dims(info, call, {**dict.fromkeys(rows, at), **dict.fromkeys(states, 1)}), at, 1
+    changes: dict[str, Any] = {"batch_sizes": [n * size for n in steps]}
+    row_dim = 0 if steps or call.values["batch_first"] else 1
+    for names, dim in ((rows, row_dim), (states, 1)):
+        for name in names:
+            x = call.front(name, size)
+            if x is not None:  # cuDNN asks for contiguous states
+                changes[name] = contiguous(x.movedim(0, dim + bool(steps)).flatten(dim, dim + 1))
+
+    def apart(dim: int) -> Any:
+        if steps:
+            return lambda x: (x.unflatten(dim, (x.shape[dim] // size, size)), dim + 1) if _there(x) else (x, None)
+        return lambda x: split_dims(size, x, dim) if _there(x) else (x, None)
+
+    return call.run(**changes), apart(row_dim), apart(1)
 
 
-def _unfold(size: int, out: Any, dim: int, packed: bool) -> Any:
-    if out is None or not packed:
-        return out if out is None else split_dims(size, out, dim)[0]
-    return out.unflatten(dim - 1, (-1, size))
+def _there(x: Any) -> bool:
+    """Tell a tensor from what cuDNN returns in the place of a cell state of layers without one."""
+    return x is not None and x.ndim > 1
 
 
 def _dropout(call: Call) -> bool:
@@ -65,11 +73,9 @@ def cudnn_rnn(info: Level, in_dims: Any, *args: Any) -> Any:
     own_weights = call.batched("weight") or call.batched("weight_buf")
     if not info.batch_size or own_weights:
         return call.looped(info, warn=bool(info.batch_size))
-    (out, hy, cy, reserve, buffer), at, states_at = _fold(info, call, ("input",), ("hx", "cx"))
-    packed, size = bool(call.values["batch_sizes"]), info.batch_size
-    states = (_unfold(size, s, states_at, packed) if s is not None and s.numel() else s for s in (hy, cy))
-    dims = tuple(states_at if s is not None and s.numel() else None for s in (hy, cy))
-    return (_unfold(size, out, at, packed), *states, reserve, buffer), (at, *dims, None, None)
+    (out, hy, cy, reserve, buffer), row, state = _fold(info, call, ("input",), ("hx", "cx"))
+    outs, dims = zip(row(out), state(hy), state(cy), strict=True)
+    return (*outs, reserve, buffer), (*dims, None, None)
 
 
 @pack.rule(RNN_BACKWARD)
@@ -81,8 +87,8 @@ def cudnn_rnn_backward(info: Level, in_dims: Any, *args: Any) -> Any:
         each = [
             w.new_empty(0, *(n for k, n in enumerate(w.shape) if k != d)) for w, d in zip(args[1], dims, strict=True)
         ]
-        states = [call.empty(name) for name in ("input", "hx", "cx")]
-        return (*states, each if call.values["output_mask"][3] else []), 0
+        empty = [call.empty(name) for name in ("input", "hx", "cx")]
+        return (*empty, each if call.values["output_mask"][3] else []), 0
     of_all = call.batched("output") and not call.batched("reserve")
     if not of_all:
         return call.looped(info, function=_backward_of_one)
@@ -95,10 +101,8 @@ def cudnn_rnn_backward(info: Level, in_dims: Any, *args: Any) -> Any:
             )
         return call.looped(info, function=_forward_and_backward_of_one)
     rows, states = ("input", "output", "grad_output"), ("hx", "cx", "grad_hy", "grad_cy")
-    (dx, dhx, dcx, dweight), at, states_at = _fold(info, call, rows, states)
-    packed, size = bool(call.values["batch_sizes"]), info.batch_size
-    outs = [_unfold(size, o, d, packed) for o, d in ((dx, at), (dhx, states_at), (dcx, states_at))]
-    dims = [None if o is None else d for o, d in zip(outs, (at, states_at, states_at), strict=True)]
+    (dx, dhx, dcx, dweight), row, state = _fold(info, call, rows, states)
+    outs, dims = zip(row(dx), state(dhx), state(dcx), strict=True)
     return (*outs, dweight), (*dims, [None] * len(dweight))
 
 
