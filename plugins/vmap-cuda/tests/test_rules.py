@@ -1,11 +1,10 @@
 """What the table of operators (test_operators.py) does not say: errors, lists, engines, randomness, streams."""
 
-import copy
 import warnings
 
 import pytest
 import torch
-from cuda_cases import CUDNN, EFFICIENT, FLASH, LSTM, rnn, weights
+from cuda_cases import CUDNN, EFFICIENT, FLASH, FLASH_BACK, LSTM, rnn, weights
 from cuda_standins import STREAMS, install
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,6 +58,55 @@ def test_rows_of_a_jacobian_through_the_engine(attend, p):
     loop = [torch.autograd.grad(out, (q, k, v), row, retain_graph=True) for row in rows]
     for g, *e in zip(got, *loop, strict=True):
         torch.testing.assert_close(g, torch.stack(e))
+
+
+def test_seeds_from_outside_are_of_calls_on_one_sample():
+    """Only the backward operator is mapped: each sample's numbers are those of a call on that sample."""
+    q, grad = torch.randn(3, 2, 2, 4, 8, dtype=D), torch.randn(3, 2, 2, 4, 8, dtype=D)
+    state = torch.tensor([5, 7], dtype=torch.uint64)
+    outs = []
+    for s in q:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cuda_standins.draw", lambda p: (torch.tensor(5), torch.tensor(7)))
+            outs.append(FLASH(s, s, s, 0.5)[:2])
+    out, lse = (torch.stack(c) for c in zip(*outs, strict=True))
+
+    def back(grad, q, out, lse):
+        return FLASH_BACK(grad, q, q, q, out, lse, None, None, 4, 4, 0.5, False, state, torch.tensor(0))[0]
+
+    with pytest.warns(FallbackWarning, match="_scaled_dot_product_flash_attention_backward"):
+        got = vmap(back, randomness="different")(grad, q, out, lse)
+    torch.testing.assert_close(got, torch.stack([back(*row) for row in zip(grad, q, out, lse, strict=True)]))
+
+
+class Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q):
+        out, lse, *_, state, unused, _ = FLASH(q, q, q, 0.5)
+        ctx.save_for_backward(q, out, lse, state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, out, lse, state, unused = ctx.saved_tensors
+        return sum(FLASH_BACK(grad, q, q, q, out, lse, None, None, 4, 4, 0.5, False, state, unused))
+
+
+def test_seeds_that_a_function_saves():
+    """The stand-in checks that the backward call makes the numbers of the forward call."""
+    q = torch.randn(3, 2, 2, 4, 8, dtype=D, requires_grad=True)
+
+    def gradient(q):
+        q = q.detach().requires_grad_()
+        return torch.autograd.grad(Attend.apply(q).sum(), q)[0]
+
+    with Seen() as seen:
+        vmap(gradient, randomness="different")(q)
+        vmap(Attend.apply, randomness="different")(q).sum().backward()
+    assert seen.ops.count(FLASH) == seen.ops.count(FLASH_BACK) == 2
+    with Seen() as seen:
+        vmap(gradient, randomness="same")(q)
+    assert seen.ops.count(FLASH) == seen.ops.count(FLASH_BACK) == 3
 
 
 def test_rows_of_a_bias_stay_aligned():
@@ -176,13 +224,19 @@ def optimizer(name, *, own_steps=False, options=None, batch_dim=0):
     dims = [[batch_dim if s else 0 for s in SHAPES] if values else [] for values in lists]
     if steps:
         dims[-1] = [0 if x.ndim else None for x in lists[-1]]
-    expected = copy.deepcopy(lists)
+    samples = []
     for i in range(3):
-        row = [
-            [x if d is None else x.select(d, i) for x, d in zip(v, ds, strict=True)]
-            for v, ds in zip(expected, dims, strict=True)
-        ]
+        own = lambda x, d: x if d is None else x.select(d, i).clone(memory_format=torch.contiguous_format)  # noqa: E731, B023
+        row = [[own(x, d) for x, d in zip(v, ds, strict=True)] for v, ds in zip(lists, dims, strict=True)]
         op(*row, **fixed, **(options or {}))
+        samples.append(row)
+    expected = [
+        [
+            torch.stack([s[i][k] for s in samples], d) if d is not None else x
+            for k, (x, d) in enumerate(zip(v, ds, strict=True))
+        ]
+        for i, (v, ds) in enumerate(zip(lists, dims, strict=True))
+    ]
 
     def step(*lists):
         op(*lists, **fixed, **(options or {}))

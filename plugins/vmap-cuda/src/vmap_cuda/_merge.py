@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vmap_core.extend import Level, ensure_bdim, loop, to_front
+from vmap_core.extend import BatchedTensor, Level, ensure_bdim, loop, to_front, unwrap, wrap
 
 
 class _Instead:
@@ -132,9 +132,9 @@ def merged(
 
     Note [Seeds are of the whole call]: with dropout, the kernel makes an element's number from a seed, an offset and
     the element's place in the call. Under ``randomness="different"`` there is one call, so its seed and offset are
-    returned unbatched, and the backward call, merged in the same way, makes the same numbers from them. Under "same"
-    there is one call a sample, from one random state, and one backward call a sample. A backward call for a forward
-    one of one sample (rows of a Jacobian) has an unbatched ``out``: again one call a row.
+    returned unbatched, tensors of the level. A backward call that gets them back is merged in the same way, and makes
+    the same numbers from them. Under "same" there is one call a sample, from one random state, and one backward call a
+    sample. So there is for seeds from outside the mapped function: they are those of calls on one sample.
 
     Args:
         names: the arguments with N, the output of the forward call (``out``) among them in a backward operator.
@@ -150,18 +150,28 @@ def merged(
     def family(op: OpOverload) -> Any:
         def merged(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
             call = Call(op, in_dims, args, kwargs)
-            size = info.batch_size
-            dropout = bool(call.values.get("dropout_p", 0))
-            if draws and dropout:
+            if draws and call.values.get("dropout_p", 0):
                 info.require_randomness(op)
                 if info.randomness == "same":
                     return call.looped(info, warn=False)
             elif not any(map(call.batched, call.dims)):
                 return call.run(), None
-            if state and dropout and not _of_one_call(info, call, state):
+            return once(info, call)
+
+        def backward(info: Level, *args: Any, **kwargs: Any) -> Any:
+            values, in_dims, batched = unwrap(info, args)
+            call = Call(op, in_dims, values, kwargs)
+            if not batched:
+                return wrap(info, call.run(), None)
+            seeds = [a for a, s in zip(args, op._schema.arguments, strict=False) if s.name in state]
+            if call.values["dropout_p"] and not (call.batched("out") and all(_of_one_call(info, s) for s in seeds)):
                 # without the operator's own tag, which says that it draws: it draws again what is drawn already
-                warn = info.randomness != "same"
-                return call.looped(info, warn=warn, function=lambda *args, **kwargs: op(*args, **kwargs))
+                again = lambda *args, **kwargs: op(*args, **kwargs)  # noqa: E731
+                return wrap(info, *call.looped(info, warn=info.randomness != "same", function=again))
+            return wrap(info, *once(info, call))
+
+        def once(info: Level, call: Call) -> Any:
+            size = info.batch_size
             if not size:
                 return call.looped(info, warn=False)
             others = [name for name in call.dims if call.batched(name) and name not in dims and name not in state]
@@ -177,14 +187,15 @@ def merged(
             rest = {n: d for n, d in dims.items() if n not in changes}
             return split_dims(size, merge_dims(info, call, rest, **changes), out)
 
-        return merged
+        backward.kind = "logical"  # type: ignore[attr-defined]
+        return backward if state else merged
 
     return family
 
 
-def _of_one_call(info: Level, call: Call, state: tuple[str, ...]) -> bool:
-    """Tell whether a backward operator's forward call was one of all samples (see the note)."""
-    return info.randomness == "different" and call.batched("out") and not any(map(call.batched, state))
+def _of_one_call(info: Level, seed: Any) -> bool:
+    """Tell whether a seed is that of a call for all samples of the level (see the note)."""
+    return type(seed) is BatchedTensor and seed._level is info and seed._bdim is None
 
 
 def _given(value: Any) -> bool:
