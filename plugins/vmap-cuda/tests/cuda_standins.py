@@ -146,11 +146,43 @@ def cudnn_attention(
     return out, lse.unsqueeze(-1), *rest
 
 
-@kernel("_scaled_dot_product_cudnn_attention_backward")
+@kernel("_scaled_dot_product_cudnn_attention_backward", "_cudnn_attention_backward")
 def cudnn_attention_backward(
     grad, q, k, v, out, lse, seed, offset, bias, cq, ck, mq, mk, dropout_p, is_causal, *, scale=None
 ):
     return sized_back(grad, q, k, v, bias, out, seed, offset, dropout_p, is_causal, scale)[:3]
+
+
+@kernel("_cudnn_attention_forward")
+def cudnn_forward(
+    q,
+    k,
+    v,
+    bias,
+    cq,
+    ck,
+    mq,
+    mk,
+    compute_log_sumexp,
+    dropout_p=0.0,
+    is_causal=False,
+    return_debug_mask=False,
+    *,
+    scale=None,
+):
+    return cudnn_attention(q, k, v, bias, compute_log_sumexp, dropout_p, is_causal, scale=scale)
+
+
+@kernel("_scaled_dot_product_fused_attention_overrideable")
+def overrideable(q, k, v, bias=None, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+    return sized(q, k, v, bias, dropout_p, is_causal, scale)
+
+
+@kernel("_scaled_dot_product_fused_attention_overrideable_backward")
+def overrideable_backward(
+    grad, q, k, v, bias, mask, out, lse, cq, ck, mq, mk, dropout_p, is_causal, seed, offset, *, scale=None
+):
+    return sized_back(grad, q, k, v, bias, out, seed, offset, dropout_p, is_causal, scale)
 
 
 @kernel("_flash_attention_forward")

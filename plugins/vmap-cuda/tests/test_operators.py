@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_cases import CASES, DROPOUT
+from cuda_attention import DROPOUT
+from cuda_cases import CASES
 from cuda_standins import install
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

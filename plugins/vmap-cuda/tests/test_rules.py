@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from cuda_cases import CUDNN, EFFICIENT, FLASH, FLASH_BACK, LSTM, rnn, weights
+from cuda_attention import CUDNN, EFFICIENT, FLASH, FLASH_BACK
+from cuda_cases import LSTM, rnn, weights
 from cuda_standins import STREAMS, install
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -254,6 +255,23 @@ def optimizer(name, *, own_steps=False, options=None, batch_dim=0):
 def test_one_step_of_all_samples(name, own_steps, batch_dim):
     got, expected = optimizer(name, own_steps=own_steps, batch_dim=batch_dim)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (1, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize("outer", [0, 1, 2])
+def test_one_step_at_two_levels(sizes, outer):
+    lists = [torch.rand(*sizes, 4).movedim(0, outer) for _ in range(3)]
+    fixed = OPTIMIZERS["_fused_sgd_"][2]
+
+    def step(p, g, m):
+        aten._fused_sgd_.default([p], [g], [m], **fixed)
+        return p * 1
+
+    expected = [x.movedim(outer, 0).reshape(-1, 4).clone() for x in lists]
+    for row in zip(*expected, strict=True):
+        step(*row)
+    vmap(vmap(step), in_dims=outer)(*lists)
+    torch.testing.assert_close([x.movedim(outer, 0).reshape(-1, 4) for x in lists], expected)
 
 
 def test_a_learning_rate_of_each_sample():
