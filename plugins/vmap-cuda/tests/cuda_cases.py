@@ -164,6 +164,11 @@ def scaled(x, y, a, b, *bias, out_dtype=torch.float32):
     return aten._scaled_mm.default(x, columns(y), a.abs(), b.abs(), *bias, out_dtype=out_dtype)
 
 
+def scaled_rows(x, y, a, b):
+    by_row = torch.nn.functional.ScalingType.RowWise
+    return torch.nn.functional.scaled_mm(x, columns(y), a.abs(), by_row, b.abs(), by_row, output_dtype=torch.bfloat16)
+
+
 def own_side(dims):
     x, y, a, b, *_ = dims
     return y is b is None if x is not None else x is a is None
@@ -199,6 +204,10 @@ GEMM = {
         lambda *a: scaled(*a, out_dtype=BF16),
         lambda t: [fp8(t, 16, 32), fp8(t, 32, 48), t(16, 1).float(), t(1, 48).float()], (SCALED_MM,),
         lambda dims: own_side(dims) and dims[:2] != (None, None), gradients=False,
+    ),
+    "F.scaled_mm, rows": Case(
+        scaled_rows, lambda t: [fp8(t, 16, 32), fp8(t, 32, 48), t(16, 1).float(), t(1, 48).float()],
+        (aten._scaled_mm_v2.default,), lambda dims: own_side(dims) and dims[:2] != (None, None), gradients=False,
     ),
     "_grouped_mm, 3d 3d": Case(
         lambda x, y: grouped(x, y), lambda t: [t(2, 8, 16), t(2, 16, 8)], (GROUPED_MM,), dtype=BF16, cpu_dtype=torch.float,

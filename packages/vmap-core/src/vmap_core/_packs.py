@@ -248,10 +248,12 @@ def unregister(name: str) -> None:
 
 # Packs of this project that a user may not have installed: operators by a part of their name.
 _KNOWN_PACKS = {
+    "vmap-cuda": ("cudnn", "flash_attention.", "flash_attention_forward", "flash_attention_backward.", "efficient_attention",
+                  "_scaled_mm", "_grouped_mm", "_int_mm", "_fused_adam", "_fused_adagrad", "_fused_sgd", "_fused_dropout",
+                  "_thnn_fused", "record_stream"),
     "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "renorm"),
     "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
     "vmap-autograd": ("backward", "autograd"),
-    "vmap-cuda": ("cudnn", "_flash", "_efficient", "_scaled_mm", "_fused"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, to_front
 
@@ -13,6 +14,7 @@ from ._merge import Call, contiguous
 
 aten = torch.ops.aten
 pack = RulePack("cuda.gemm")
+TENSORWISE, ROWWISE = 0, 1  # torch.nn.functional.ScalingType
 
 
 def _rows(x: Tensor, bdim: int) -> Tensor:
@@ -43,41 +45,60 @@ def int_mm(info: Level, in_dims: Any, x: Tensor, mat2: Tensor) -> tuple[Tensor, 
     return _joined(call, info.batch_size)
 
 
-@pack.rule(aten._scaled_mm.default)
-def scaled_mm(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
-    """(M, K), (K, N) of 8 bits, scales () or (M, 1) and (1, N) -> (M, N).
+def scaled_mm(op: OpOverload) -> Any:
+    """Make the rule of a product of 8-bit matrices with scales.
 
     One call if only the side whose samples differ has scales, or a bias, of the samples' own, and a scale for each
     row or column; other scales (one number a sample, blocks, which the kernel wants swizzled) take a call a sample.
     """
-    call = Call(aten._scaled_mm.default, in_dims, args, kwargs)
-    size = info.batch_size
-    mine, scale = ("self", "scale_a") if call.batched("self") else ("mat2", "scale_b")
-    mode = _scaling(call)
-    free = {mine, *([scale] if mode == "row" else []), *(["bias"] if mine == "mat2" else [])}
-    if not size or mode is None or not call.batched(mine) or any(call.batched(n) for n in call.dims if n not in free):
-        return call.looped(info, warn=bool(size))
-    changes: dict[str, Any] = {}
-    if mode == "row":
-        changes[scale] = (_rows if mine == "self" else _columns)(call.front(scale, size), 0)
-    if mine == "mat2" and call.values.get("bias") is not None:
-        changes["bias"] = call.front("bias", size).flatten()
-    return _joined(call, size, **changes)
+
+    def scaled_mm(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        """(M, K), (K, N), scales () or (M, 1) and (1, N) -> (M, N)."""
+        call = Call(op, in_dims, args, kwargs)
+        size = info.batch_size
+        mine, scale = ("self", "scale_a") if call.batched("self") else ("mat2", "scale_b")
+        mode = _scaling(call)
+        free = {mine, *([scale] if mode == "row" else []), *(["bias"] if mine == "mat2" else [])}
+        if not size or not mode or not call.batched(mine) or any(call.batched(n) for n in call.dims if n not in free):
+            return call.looped(info, warn=bool(size))
+        changes: dict[str, Any] = {}
+        if mode == "row":
+            x, bdim = _scale(call, scale)
+            wide = (_rows if mine == "self" else _columns)(ensure_bdim(x, bdim, size), 0)
+            changes[scale] = [wide] if isinstance(call.values[scale], list | tuple) else wide
+        if mine == "mat2" and call.values.get("bias") is not None:
+            changes["bias"] = call.front("bias", size).flatten()
+        return _joined(call, size, **changes)
+
+    return scaled_mm
+
+
+pack.family(scaled_mm, aten._scaled_mm.default, aten._scaled_mm_v2.default)
+
+
+def _scale(call: Call, name: str) -> tuple[Any, Any]:
+    """Return a scale and its batch dim; the newer operator has lists of them, for scales at several levels."""
+    value, bdim = call.values[name], call.dims[name]
+    if not isinstance(value, list | tuple):
+        return value, bdim
+    return (value[0], bdim[0]) if len(value) == 1 else (None, None)
 
 
 def _scaling(call: Call) -> str | None:
     """Say what the scales are for: the whole ``"tensor"``, each ``"row"`` and column, or None for what is neither."""
 
-    def sample(name: str) -> tuple[int, ...]:
-        shape = call.values[name].shape
-        return tuple(n for d, n in enumerate(shape) if d != call.dims.get(name))
+    def sample(x: Tensor, bdim: int | None) -> tuple[int, ...]:
+        return tuple(n for d, n in enumerate(x.shape) if d != bdim)
 
-    scales = sample("scale_a"), sample("scale_b")
-    if any(call.values[name].dtype != torch.float32 for name in ("scale_a", "scale_b")):
+    scales = [_scale(call, "scale_a"), _scale(call, "scale_b")]
+    if any(x is None or x.dtype != torch.float32 for x, _ in scales):
         return None
-    if all(len(s) <= 2 and set(s) <= {1} for s in scales):
+    recipes = {tuple(call.values.get(name, ())) for name in ("recipe_a", "recipe_b")}
+    shapes = [sample(x, bdim) for x, bdim in scales]
+    if recipes <= {(), (TENSORWISE,)} and all(len(s) <= 2 and set(s) <= {1} for s in shapes):
         return "tensor"
-    return "row" if scales == ((sample("self")[0], 1), (1, sample("mat2")[1])) else None
+    rows, columns = (sample(call.values[n], call.dims[n])[d] for n, d in (("self", 0), ("mat2", 1)))
+    return "row" if recipes <= {(), (ROWWISE,)} and shapes == [(rows, 1), (1, columns)] else None
 
 
 @pack.rule(aten._grouped_mm.default)
