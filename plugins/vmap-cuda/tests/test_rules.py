@@ -314,6 +314,14 @@ def test_parameters_that_samples_share_are_not_written():
 # Lists, streams, memory.
 
 
+def test_a_product_of_groups_without_their_ends_is_refused():
+    with pytest.warns(FallbackWarning), pytest.raises((RuntimeError, ValueError)) as mapped:
+        vmap(torch._grouped_mm, in_dims=(0, None))(torch.rand(3, 8, 16), torch.rand(2, 16, 8))
+    with pytest.raises((RuntimeError, ValueError)) as alone:
+        torch._grouped_mm(torch.rand(8, 16), torch.rand(2, 16, 8))
+    assert str(mapped.value) == str(alone.value)
+
+
 def test_foreach():
     """By the core's rules, on every device: one call on the lists of physical tensors."""
     with FakeTensorMode(), Seen() as seen:

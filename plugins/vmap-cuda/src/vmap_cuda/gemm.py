@@ -118,7 +118,9 @@ def grouped_mm(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> tuple[Te
     if ranks == (3, 3):
         out = call.run(self=x.flatten(0, 1), mat2=y.flatten(0, 1))
         return out.unflatten(0, (size, -1)), 0
-    offs, own_ends = call.values["offs"], call.batched("offs")
+    offs, own_ends = call.values.get("offs"), call.batched("offs")
+    if offs is None:
+        return call.looped(info)  # to say what is missing
     if ranks == (2, 2):
         return _sums_by_group(call, x, y, size)
     long, groups = ("self", "mat2") if ranks == (2, 3) else ("mat2", "self")

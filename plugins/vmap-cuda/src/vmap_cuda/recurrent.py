@@ -70,8 +70,8 @@ def cudnn_rnn(info: Level, in_dims: Any, *args: Any) -> Any:
             )
     elif not any(map(call.batched, call.dims)):
         return call.run(), None
-    own_weights = call.batched("weight") or call.batched("weight_buf")
-    if not info.batch_size or own_weights:
+    own = any(map(call.batched, ("weight", "weight_buf", "dropout_state")))
+    if not info.batch_size or own:
         return call.looped(info, warn=bool(info.batch_size))
     (out, hy, cy, reserve, buffer), row, state = _fold(info, call, ("input",), ("hx", "cx"))
     outs, dims = zip(row(out), state(hy), state(cy), strict=True)
