@@ -66,8 +66,16 @@ def _has_rule(key: Any) -> bool:
     return bool(levels) and levels[-1].table.rule(key) is not None
 
 
-def _guard(holders: list[Any], name: str, title: str, advice: str) -> None:
-    """Replace a function, wherever PyTorch keeps it, by one that looks at its arguments."""
+def _guard(holders: list[Any], name: str, title: str, advice: str, instead: Any = None) -> None:
+    """Replace a function, wherever PyTorch keeps it, by one that looks at its arguments.
+
+    Args:
+        holders: the modules that have it.
+        name: its name there.
+        title: its name in the error.
+        advice: what to do instead.
+        instead: a function in Python that does the same, also with BatchedTensors.
+    """
     native = getattr(holders[0], name, None)
     if native is None or getattr(native, "_vmap_native", None) is not None:
         return
@@ -76,6 +84,8 @@ def _guard(holders: list[Any], name: str, title: str, advice: str) -> None:
         if holds_batched(args) or (kwargs and holds_batched(kwargs.values())):
             if _has_rule(guarded):
                 return _dispatch.dispatch(guarded, args, kwargs)
+            if instead is not None:
+                return instead(*args, **kwargs)
             raise unsupported(title, advice)
         return native(*args, **kwargs)
 
@@ -207,6 +217,17 @@ def _hand_over_faster() -> None:
         setattr(holder, "handle_torch_function", handle_torch_function)  # noqa: B010
 
 
+def _by_device_and_dtype(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
+    """Sort lists of an optimizer by the device and dtype of the tensors in the first; empty ones stay empty."""
+    groups: dict[Any, Any] = {}
+    for k, x in enumerate(lists[0]):
+        columns, indices = groups.setdefault((x.device, x.dtype), ([[] for _ in lists], []))
+        for column, values in zip(columns, lists, strict=True):
+            column += [values[k]] if values else []
+        indices += [k] if with_indices else []
+    return groups
+
+
 def install() -> None:
     """Put the guards in place; again is harmless."""
     _dynamo.run_eagerly_inside()
@@ -224,6 +245,8 @@ def install() -> None:
     _guard([getattr(torch._C, "_nested", None)], "nested_tensor", "torch.nested.nested_tensor", _RETURN)
     for name in ("_is_alias_of", "_overlaps", "_storage_address", "_get_tensor_metadata", "_dispatch_keys"):
         _guard([torch._C], name, f"torch._C.{name}", _RETURN)
+    group = "_group_tensors_by_device_and_dtype"
+    _guard([torch._C], group, f"torch._C.{group}", _RETURN, _by_device_and_dtype)
     _guard([torch.utils.dlpack], "to_dlpack", "to_dlpack", _RETURN)
     for holder in (torch, torch.random):
         _guard([holder], "set_rng_state", "torch.set_rng_state", _RETURN)

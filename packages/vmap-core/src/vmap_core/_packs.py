@@ -250,10 +250,14 @@ def unregister(name: str) -> None:
 
 # Packs of this project that a user may not have installed: operators by how a word of their name begins.
 _KNOWN_PACKS = {
+    "vmap-cuda": (
+        "cudnn", r"flash_attention\.", "flash_attention_forward", r"flash_attention_backward\.", "efficient_attention",
+        "scaled_mm", "grouped_mm", "int_mm", "fused_adam", "fused_adagrad", "fused_sgd", "fused_dropout", "thnn_fused",
+        "record_stream",
+    ),
     "vmap-autograd": ("backward", "autograd"),
     "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "aten.renorm"),
     "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
-    "vmap-cuda": ("cudnn", "flash", "efficient", "scaled_mm", "fused"),
 }  # fmt: skip
 
 

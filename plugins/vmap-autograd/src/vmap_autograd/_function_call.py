@@ -128,8 +128,12 @@ class FunctionCall:
         def bdims(tensors: Sequence[Any]) -> list[int | None]:
             return [dims[id(t)] if id(t) in dims else unwrap(self.level, (t,))[1][0] for t in tensors]
 
-        self.saved_dims = bdims(user.to_save)
-        self.forward_dims = bdims(user.saved_for_forward or user.to_save)
+        def inside(tensors: Sequence[Any]) -> list[bool]:
+            return [type(t) is BatchedTensor and t._level is self.level for t in tensors]
+
+        for_forward = user.saved_for_forward or user.to_save
+        self.saved_dims = bdims(user.to_save), inside(user.to_save)
+        self.forward_dims = bdims(for_forward), inside(for_forward)
         ctx.save_for_backward(*physical(user.to_save))
         if user.saved_for_forward:
             ctx.save_for_forward(*physical(user.saved_for_forward))
@@ -182,8 +186,12 @@ class FunctionCall:
             for i, g, d in zip(self.at, own, self.dims, strict=True)
         )
 
-    def _saved(self, ctx: Any, dims: list[int | None]) -> tuple[Any, ...]:
-        return tuple(self._seen(v, d) for v, d in zip(ctx.saved_tensors, dims, strict=True))
+    def _saved(self, ctx: Any, dims: tuple[list[int | None], list[bool]]) -> tuple[Any, ...]:
+        """Return saved tensors as they were: those of the level, batched or not, and those from outside."""
+        saved = zip(ctx.saved_tensors, *dims, strict=True)
+        return tuple(
+            BatchedTensor(v, d, self.level) if own and v is not None else self._seen(v, d) for v, d, own in saved
+        )
 
     def _seen_grads(self, grads: Sequence[Any]) -> list[Any]:
         given = dict(zip(self.out_at, grads, strict=False))

@@ -2,12 +2,34 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import triton_kernels
+from . import (
+    attention,
+    convolution,
+    dropout,
+    gemm,
+    grid,
+    normalization,
+    optimizers,
+    recurrent,
+    streams,
+    triton_kernels,
+)
 from .triton_kernels import triton_rule
 
 __all__ = ["triton_rule", "vmap_rules"]
 
-MODULES = (triton_kernels,)
+MODULES = (
+    attention,
+    convolution,
+    dropout,
+    gemm,
+    grid,
+    normalization,
+    optimizers,
+    recurrent,
+    streams,
+    triton_kernels,
+)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""``torch._foreach_*``, operations on lists of tensors: one ordinary operation for each element of the lists."""
+"""``torch._foreach_*``, operations on lists of tensors: one on the lists of physical tensors, or one for each element."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ownership import promote
+from .._plans import unwrap
 from .._registry import RulePack
+from .._tensor import BatchedTensor
 
 aten = torch.ops.aten
 pack = RulePack("core.foreach")
@@ -62,9 +65,44 @@ def _for_each(op: Any, element: Callable[..., Any]) -> Callable[..., Any]:
     return for_each
 
 
+_NOT_ELEMENTWISE = ("max", "mm", "norm", "powsum")
+
+
+def _on_lists(op: Any, name: str) -> Callable[..., Any]:
+    """Make the rule: one call on lists of physical tensors where that means the same, else one for each element."""
+    body = _for_each(op, _element(name))
+    lists = [i for i, a in enumerate(op._schema.arguments) if str(a.type) == "List[Tensor]"]
+
+    def on_lists(info: Any, *args: Any, **kwargs: Any) -> Any:
+        values, dims, _ = unwrap(info, args)
+        lengths = {len(args[i]) for i in lists}
+        columns = [[(values[i][k], dims[i][k] if dims[i] else None) for i in lists] for k in range(min(lengths))]
+        tensors = [a for i, a in enumerate((*args, *kwargs.values())) if i not in lists and isinstance(a, Tensor)]
+        if name in _NOT_ELEMENTWISE or tensors or len(lengths) > 1 or not columns or not all(map(_alike, columns)):
+            with info.pushed():
+                return body(*args, **kwargs)
+        if not op._schema.is_mutable:
+            out = op(*values, **kwargs)
+            return tuple(BatchedTensor(o, column[0][1], info) for o, column in zip(out, columns, strict=True))
+        for target in args[0]:
+            promote(info, target, op._schema.name)
+        op([target._value for target in args[0]], *values[1:], **kwargs)
+        return args[0]
+
+    return on_lists
+
+
+def _alike(column: Any) -> bool:
+    """Tell whether one operation on physical tensors is that of the samples, of which autograd wants no record."""
+    first, bdim = column[0]
+    if bdim is None or any(d != bdim or (x.ndim, x.dtype) != (first.ndim, first.dtype) for x, d in column):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x, _ in column))
+
+
 for _packet in sorted(name for name in dir(torch) if name.startswith("_foreach_")):
     _name = _packet.removeprefix("_foreach_")
     for _overload in getattr(aten, _packet).overloads():
         _op = getattr(getattr(aten, _packet), _overload)
         if not _overload.endswith("out") and f"{_packet}.{_overload}" not in _READS:
-            pack.composite(_op)(_for_each(_op, _element(_name)))
+            pack.logical(_op)(_on_lists(_op, _name))
