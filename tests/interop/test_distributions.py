@@ -12,6 +12,15 @@ from vmap_core.testing import check_rule
 torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def arguments_are_checked():
+    """PyTorch's default; the first `torch.compile` of a process (of another test) switches it off for good."""
+    before = D.Distribution._validate_args
+    D.Distribution.set_default_validate_args(True)
+    yield
+    D.Distribution.set_default_validate_args(before)
+
+
 def real(*shape):
     return torch.randn(shape)
 
