@@ -93,12 +93,18 @@ def test_a_read_goes_on_where_all_samples_agree(name):
         assert torch.equal(vmap(function, in_dims=(0, None))(batch, answers), batch * 2)
         assert answers == [read(torch.tensor(2))]
     square, answers = torch.full((3, 4), 2), []
-    assert torch.equal(vmap(vmap(function, in_dims=(0, None)), in_dims=(1, None), out_dims=1)(square, answers), square * 2)
+    assert torch.equal(
+        vmap(vmap(function, in_dims=(0, None)), in_dims=(1, None), out_dims=1)(square, answers), square * 2
+    )
     captured = vmap(lambda x: vmap(lambda y: function(x, answers) + y)(torch.arange(2)))(torch.full((3,), 2))
     assert torch.equal(captured, torch.tensor([[4, 5]] * 3))
     assert answers == [read(torch.tensor(2))] * 2
 
-    for batch, levels in ((torch.tensor([2, 0, 2]), 1), (torch.tensor([[2, 2], [0, 0]]), 2), (torch.tensor([[2, 0], [2, 0]]), 2)):
+    for batch, levels in (
+        (torch.tensor([2, 0, 2]), 1),
+        (torch.tensor([[2, 2], [0, 0]]), 2),
+        (torch.tensor([[2, 0], [2, 0]]), 2),
+    ):
         mapped = vmap(lambda x: function(x, []))
         with pytest.raises(DataDependentError, match="differs from sample to sample"):
             (mapped if levels == 1 else vmap(mapped))(batch)
@@ -107,7 +113,9 @@ def test_a_read_goes_on_where_all_samples_agree(name):
 
 
 def test_truth_is_what_has_to_agree():
-    assert torch.equal(vmap(lambda x: x if x else -x)(torch.tensor([1.0, 2.0, float("nan")])[:2]), torch.tensor([1.0, 2.0]))
+    assert torch.equal(
+        vmap(lambda x: x if x else -x)(torch.tensor([1.0, 2.0, float("nan")])[:2]), torch.tensor([1.0, 2.0])
+    )
     with pytest.raises(DataDependentError):
         vmap(lambda x: x * x.item())(torch.tensor([1.0, 2.0]))
     nan = torch.full((2,), float("nan"))
