@@ -82,7 +82,7 @@ def item(x: BatchedTensor, operation: str) -> Any:
     return _dispatch.physically(lambda v: value(x, operation).item(), x._value)
 
 
-def truth(x: BatchedTensor) -> bool:
+def truth(x: Any) -> bool:
     """Return the answer of a condition that all samples share."""
     return _dispatch.physically(lambda v: bool(value(x, "bool()")), x._value)
 
