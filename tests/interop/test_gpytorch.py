@@ -108,7 +108,9 @@ def prediction(x, y, points):
 
 def test_a_process_for_every_sample():
     xs, ys = torch.stack([X, X + 0.1, X * 2]), torch.stack([TARGET, TARGET * 2, -TARGET])
-    torch.testing.assert_close(vmap(evidence)(xs, ys), torch.stack([evidence(x, y) for x, y in zip(xs, ys, strict=True)]))
+    torch.testing.assert_close(
+        vmap(evidence)(xs, ys), torch.stack([evidence(x, y) for x, y in zip(xs, ys, strict=True)])
+    )
     got = vmap(prediction, in_dims=(0, 0, None))(xs, ys, POINTS)
     expected = [prediction(x, y, POINTS) for x, y in zip(xs, ys, strict=True)]
     for g, e in zip(got, zip(*expected, strict=True), strict=True):

@@ -19,7 +19,9 @@ Y = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun3", "rk4", "explicit_adams"])
 def test_fixed_steps(method):
-    assert check_rule(lambda y, a: odeint(lambda t, y: y**3 @ a, y, T[:3], method=method), Y[0], A, nested=method == "rk4")
+    assert check_rule(
+        lambda y, a: odeint(lambda t, y: y**3 @ a, y, T[:3], method=method), Y[0], A, nested=method == "rk4"
+    )
 
 
 def test_several_states():

@@ -85,3 +85,20 @@ def test_lengths_that_differ():
         vmap(torch.nonzero)(x[:0])
     with pytest.raises(DataDependentError, match="along a dim"):
         vmap(lambda x: torch.unique(x, dim=0))(torch.ones(2, 3, 2))
+
+
+def test_a_scalar_mask():
+    def function(x, y):
+        x = x.clone()
+        mask = (x > y).clone()
+        x[mask] = 1 - (x * 2)[mask]
+        return x
+
+    assert check_rule(function, torch.tensor(3.0), torch.tensor(-1.0), batch_sizes=SIZES)
+
+    def single(x, y):
+        x = x.clone()
+        x[x > y] = 1.0
+        return x
+
+    assert check_rule(single, torch.tensor(3.0), torch.tensor(2.9))

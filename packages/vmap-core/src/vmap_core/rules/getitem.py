@@ -256,6 +256,6 @@ def _write_mask(x: Any, mask: Any, value: Any) -> None:
     """``x[mask] = value`` where the mask differs from sample to sample: the shape of the result does not."""
     for k in range(mask.dim()):
         _check_mask(mask, k, x, k)
-    mask = mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
+    mask = mask.reshape((*mask.shape, *(1,) * (x.dim() - mask.dim())))
     value = value.to(x.dtype) if isinstance(value, Tensor) else value
     x.copy_(torch.where(mask, value, x))
