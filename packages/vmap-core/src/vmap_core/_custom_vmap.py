@@ -16,7 +16,7 @@ from ._dispatch import pop_level, push_level
 from ._errors import UnsupportedError, user_location
 from ._level import Level
 from ._ownership import same_storage
-from ._randomness import generators, rewinding
+from ._randomness import drawn, rewinding, snapshot
 from ._registry import RuleFunction
 
 
@@ -174,7 +174,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
             flat: list[Any] = []
             return _tree.flatten(mapped(*own_args, **own_kwargs), flat), flat
 
-        before = [(g, g.get_state()) for g in generators(leaves)]
+        before = snapshot(leaves)
         same = info.randomness == "same"
         with rewinding(leaves) if same else contextlib.nullcontext() as rewind:
             rows = []
@@ -182,7 +182,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
                 if rewind is not None and i:
                     rewind()
                 rows.append(sample(i))
-        if any(not torch.equal(g.get_state(), state) for g, state in before):
+        if drawn(before):
             info.require_randomness(mapped.__name__)  # type: ignore[attr-defined]
         out_spec, first = rows[0] if rows else sample(0)  # of an empty batch: of zeros, for its shape
         columns = list(zip(*(flat for _, flat in rows), strict=True)) if rows else [()] * len(first)

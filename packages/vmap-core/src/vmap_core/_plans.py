@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import _dispatch, _inplace, _ownership, _shortcuts
+from . import _dispatch, _inplace, _ownership, _randomness, _shortcuts
 from ._custom import registered_rule
 from ._tensor import BatchedTensor
 
@@ -206,9 +206,14 @@ def unbatched_plan(func: Any, op: OpOverload | None) -> Plan:
     emit = _dispatch.emitter(func)
     may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)
 
+    watched = _randomness.may_draw_unannounced(op)
+
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = unwrap(level, args)[0]
+        before = _randomness.snapshot(values) if watched else None
         out = emit(*values, **(unwrap_kwargs(level, kwargs)[0] if kwargs else kwargs))
+        if before is not None and _randomness.drawn(before):
+            _randomness.refuse_unannounced(level, op, "different")
         return own(level, func, out, args, values, kwargs) if may_alias else wrap(level, out, None)
 
     return plan
