@@ -33,7 +33,7 @@ for _name in ("data_ptr", "untyped_storage", "storage", "_typed_storage", "stora
         pack.logical(getattr(Tensor, _name))(_of_storage(_name))
 
 
-@pack.logical(torch._C._is_alias_of)  # as guarded: it asks no ``__torch_function__``
+@pack.logical(getattr(torch._C, "_is_alias_of"))  # noqa: B009  # as guarded: it asks no ``__torch_function__``
 def _is_alias_of(info: Any, x: Any, y: Any) -> bool:
     """Tell whether two tensors share memory."""
     return same_storage(x, y)
