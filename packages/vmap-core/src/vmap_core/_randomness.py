@@ -102,9 +102,11 @@ def _recorded(method: Callable[..., Any], *args: Any) -> Any:
 
 
 def snapshot(args: Any) -> list[tuple[torch.Generator, torch.Tensor]]:
-    """Return the generators that a call may draw from, with their states, for `drawn`."""
+    """Return the generators that a call may draw from, with their states, for `drawn`; none inside a CUDA graph."""
     from ._watch import unrecorded
 
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return []
     with unrecorded():
         return [(g, g.get_state()) for g in generators(args)]
 

@@ -61,7 +61,12 @@ def value(x: BatchedTensor, operation: str) -> Any:
 
 
 def _same(x: Any, y: Any) -> Any:
-    return (x == y) | ((x != x) & (y != y)) if x.is_floating_point() or x.is_complex() else x == y
+    """Tell where Python would see the same: NaN is NaN, and zero has a sign."""
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
+    if not x.is_floating_point():
+        return x == y
+    return ((x == y) & (x.signbit() == y.signbit())) | ((x != x) & (y != y))
 
 
 def _counted(rows: Any) -> str:

@@ -120,6 +120,10 @@ def test_truth_is_what_has_to_agree():
         vmap(lambda x: x * x.item())(torch.tensor([1.0, 2.0]))
     nan = torch.full((2,), float("nan"))
     assert vmap(lambda x: torch.tensor(x.item()).isnan())(nan).all()
+    for x in (torch.tensor([0.0, -0.0]), torch.tensor([0.0, complex(0.0, -0.0)])):
+        assert vmap(lambda x: torch.ones(()) if x else torch.zeros(()))(x).sum() == 0
+        with pytest.raises(DataDependentError):
+            vmap(lambda x: torch.tensor(x.item()))(x)
     with pytest.raises(RuntimeError, match="more than one value is ambiguous"):
         vmap(lambda x: x if x else -x)(torch.ones(3, 2))
     with pytest.raises(RuntimeError, match="converted to Scalar"):
