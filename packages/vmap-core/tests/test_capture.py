@@ -323,9 +323,10 @@ def test_an_error_that_the_function_catches():
         capture(vmap(function), *one())
 
 
-def test_reads_of_batched_values_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="data-dependent control flow"):
-        capture(vmap(lambda x: x if x.sum() > 0 else -x), *one())
+@pytest.mark.parametrize("sign", [1.0, -1.0])  # samples that agree, and that do not
+def test_reads_of_batched_values(sign):
+    with pytest.raises(CaptureError, match="reads the value"):
+        capture(vmap(lambda x: x if x.sum() > 0 else -x), torch.tensor([[1.0], [sign]]))
 
 
 def test_not_inside_a_mapped_function():

@@ -85,10 +85,12 @@ def test_two_levels():
 
 def test_dims_that_are_none_of_the_containers():
     with pytest.raises(ValueError, match="cannot map a Lazy over a dim that its parts do not have"):
-        vmap(lambda b: b)(Lazy([torch.randn(2), torch.randn(2)]))
+        vmap(lambda b: b)(Lazy([torch.randn(3), torch.randn(3)]))
+    with pytest.raises(ValueError, match="cannot map a Batch over a dim that its parts do not have"):
+        vmap(lambda b: b.tensors["a"].sum())(Batch((4, 2), a=torch.randn(4, 2), b=torch.randn(4, 3)))
     with pytest.raises(ValueError, match=r"cannot map a Batch over the dims \[0, 1\]"):
-        vmap(lambda b: b.tensors["a"].sum(), in_dims=(Batch((4, 2), a=0, b=1),))(
-            Batch((4, 2), a=torch.randn(4, 2), b=torch.randn(2, 4))
+        vmap(lambda b: b.tensors["a"].sum(), in_dims=(Batch((4, 4), a=0, b=1),))(
+            Batch((4, 4), a=torch.randn(4, 4), b=torch.randn(4, 4))
         )
 
 

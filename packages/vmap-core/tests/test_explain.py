@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmap_core import FallbackWarning, custom_vmap, explain, fallback_policy, use_packs, vmap
+from vmap_core import FallbackWarning, custom_vmap, explain, fallback_policy, sequential_vmap, use_packs, vmap
 from vmap_core._packs import _registry
 
 W = torch.randn(4, 3)
@@ -164,3 +164,23 @@ def test_a_rule_that_passes_a_call_on_is_not_named_beside_what_served_it():
     (operation,) = explain(vmap(lambda x: torch.norm(x, "nuc")))(torch.randn(3, 2, 2)).operations
     assert (operation.pack, operation.rule) == ("Python body", "")
     assert any(part.rule for part in operation.parts)
+
+
+def test_a_loop_on_purpose_is_called_one():
+    @sequential_vmap
+    def halvings(x):
+        while x > 1:
+            x = x / 2
+        return x
+
+    report = explain(vmap(halvings))(torch.tensor([1.0, 5.0]))
+    assert [(o.name.rpartition(".")[2], o.pack) for o in report.operations] == [
+        ("halvings", "a loop over the samples, on purpose")
+    ]
+    assert str(report).startswith("halvings: 1 operation,")
+
+
+def test_questions_about_shared_tensors_are_no_operations():
+    shared = torch.ones(3)
+    report = explain(vmap(lambda x: x * len(shared) * shared.dim()))(torch.ones(2))
+    assert {o.name.rpartition(".")[2] for o in report.operations} == {"mul"}

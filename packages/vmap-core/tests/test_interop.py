@@ -11,6 +11,7 @@ import torch
 import vmap_core
 from vmap_core import UnsupportedError, vmap
 from vmap_core.extend import RulePack, register, unregister
+from vmap_core.testing import check_rule
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -48,7 +49,7 @@ checkpoint(torch.sin, x, use_reentrant=True) | checkpoint(torch.sin, x, use_reen
 torch.sparse_coo_tensor([[0, 1, 2]], x, (9,)).to_dense() | torch.sparse_csr_tensor([0, 1], [0], [b], (1, 1))
 torch.set_rng_state(x) | torch.Generator().set_state(x) | torch.manual_seed(i) | torch.Size([i]) | torch.vander(x)
 torch.optim.SGD([x], lr=0.1) | torch.jit.trace(torch.sin, (x,)) | torch.ops.aten.add.Scalar(w, b) | torch.result_type(x, b)
-torch.Tensor.sin(x) | torch._C._to_dlpack(x) | torch._C._jit_flatten((x,)) | torch._C._get_tensor_metadata(x)
+torch.Tensor.sin(x) | scripted(x) | traced(x) | torch._C._to_dlpack(x) | torch._C._jit_flatten((x,)) | torch._C._get_tensor_metadata(x)
 torch._C._group_tensors_by_device_and_dtype([[x]], False) | torch.nn.utils.parameters_to_vector([x]) | list(range(i))
 w.detach().map_(x, lambda a, b: a) | w.detach().apply_(x) | torch.testing.assert_close(x, x) | repr(x) | f"{b:.2f}"
 """
@@ -68,6 +69,9 @@ class Double(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad * 2
+
+scripted = torch.jit.CompilationUnit("def f(x):\\n    return x * 2\\n").f
+traced = torch.jit.trace(torch.nn.Linear(3, 2), torch.ones(1, 3))
 
 def Captures(x):
     class Function(Double):
@@ -268,3 +272,66 @@ def test_gradients_of_lazy_conjugates_behind_the_dispatcher(function):
     x, w = torch.randn(3, 4, dtype=torch.cdouble), torch.randn(4, dtype=torch.cdouble, requires_grad=True)
     ours = torch.autograd.grad(vmap(lambda x: function(x, w))(x).sum(), w)
     torch.testing.assert_close(ours, torch.autograd.grad(sum(function(row, w) for row in x), w))
+
+
+SCRIPTS = """
+def arithmetic(x, y):
+    if x.dim() > 1:
+        return x * 2 + y.sum()
+    return x
+
+def writes(x, y):
+    out = torch.empty_like(x)
+    torch.mul(x, y, out=out)
+    out.masked_fill_(x < 0, 1.0)
+    return out, torch.max(out, 0)
+
+def loops(x, y):
+    for i in range(3):
+        x = torch.tanh(x) * y
+    return x
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["arithmetic", "writes", "loops"])
+def test_torchscript_functions(name):
+    scripted = getattr(torch.jit.CompilationUnit(SCRIPTS), name)
+    assert check_rule(scripted, torch.randn(3, 4), torch.randn(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_modules():
+    module = torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()), torch.ones(2, 4))
+    assert check_rule(module, torch.randn(2, 4))
+    assert check_rule(torch.jit.script(torch.nn.Conv1d(2, 3, 2)), torch.randn(1, 2, 5))
+    x = torch.randn(3, 4)
+    vmap(module)(x).square().sum().backward()
+    got = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(x).square().sum().backward()
+    torch.testing.assert_close(got, [p.grad for p in module.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_error_inside_torchscript_keeps_its_text():
+    unit = torch.jit.CompilationUnit("def fill(x, y):\n    return y.copy_(x)\n")
+    shared = torch.zeros(3)
+    with pytest.raises(vmap_core.InplaceError, match=r"(?s)copy_.*Instead"):
+        vmap(lambda x: unit.fill(x, shared))(X)
+    leaked = []
+    vmap(lambda x: (leaked.append(x), x)[1])(X)
+    with pytest.raises(RuntimeError):
+        unit.fill(leaked[0], leaked[0])
+
+
+def test_out_overloads():
+    """They come from C++ with the names of their schema."""
+
+    def function(x):
+        values, indices = x.new_empty(3), torch.empty(3, dtype=torch.long)
+        torch.ops.aten.max.dim_max(x, 1, max=values, max_values=indices)
+        product = torch.ops.aten.mul.out(x, x, out=torch.empty(3, 4))
+        return values, indices, product, torch.ops.aten.sum.IntList_out(x, [0, 1], out=torch.empty(()))
+
+    assert check_rule(function, torch.randn(3, 4))

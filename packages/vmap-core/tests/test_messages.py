@@ -74,7 +74,7 @@ CALLS = {
     "an exception of the function's own": lambda v: v(fails)(X),
     "boolean mask": lambda v: v(lambda x: x[x > 3])(X),
     "boolean mask of another": lambda v: v(lambda x: torch.ones(4)[x > 3])(X),
-    "set of values": lambda v: v(lambda x: x.unique())(X),
+    "set of values": lambda v: v(lambda x: (x > 5).unique())(X),
 }
 EXTENDED = {"boolean mask", "boolean mask of another", "set of values"}  # data-dependent shapes: texts of our own
 

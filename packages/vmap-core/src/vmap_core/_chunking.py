@@ -71,7 +71,7 @@ def run_in_chunks(
     joined = []
     for parts, dim in zip(zip(*outputs, strict=True), places, strict=True):
         joined.append(torch.cat(parts, dim) if dim is not None and isinstance(parts[0], Tensor) else parts[0])
-    spec = _tree.with_dim(_tree.without_dim(spec, places), places, size)
+    spec = _tree.with_dim(_tree.without_dim(spec, places, out_dims), places, size, out_dims)
     return _tree.unflatten(spec, iter(joined))
 
 

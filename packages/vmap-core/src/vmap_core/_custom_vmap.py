@@ -16,12 +16,14 @@ from ._dispatch import pop_level, push_level
 from ._errors import UnsupportedError, user_location
 from ._level import Level
 from ._ownership import same_storage
-from ._randomness import generators, rewinding
+from ._randomness import drawn, rewinding, snapshot
 from ._registry import RuleFunction
 
 
 class CustomVmap:
     """A function with a batching rule of its own; see `custom_vmap`."""
+
+    how = "a rule of its own"  # what `explain` says
 
     def __init__(self, func: Callable[..., Any]) -> None:
         """Wrap a function; without a rule it is mapped like any other."""
@@ -48,11 +50,16 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                plan = level.plans.get((self,)) or level.table.enter(level.plans, (self,), self._at)
+                plan = level.plans.get((self,)) or level.table.enter(level.plans, (self,), self._plan())
                 return plan(level, args, kwargs)
         finally:
             push_level(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
+
+    def _plan(self) -> Any:
+        plan: Any = functools.partial(self._at)
+        plan.how = self.how
+        return plan
 
     def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves: list[Any] = []
@@ -74,8 +81,6 @@ class CustomVmap:
             )
         wrapped = [_plans.wrap(level, o, d) for o, d in zip(out_leaves, flat_dims, strict=True)]
         return _tree.unflatten(out_spec, iter(wrapped))
-
-    _at.how = "a rule of its own"  # type: ignore[attr-defined]  # what `explain` says
 
 
 def _unbatched(level: Level, out: Any, values: list[Any]) -> Any:
@@ -154,6 +159,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
     It takes after JAX's ``custom_batching.sequential_vmap``.
     """
     mapped = CustomVmap(func)
+    mapped.how = "a loop over the samples, on purpose"
 
     @mapped.def_vmap
     def loop(info: Level, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +180,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
             flat: list[Any] = []
             return _tree.flatten(mapped(*own_args, **own_kwargs), flat), flat
 
-        before = [(g, g.get_state()) for g in generators(leaves)]
+        before = snapshot(leaves)
         same = info.randomness == "same"
         with rewinding(leaves) if same else contextlib.nullcontext() as rewind:
             rows = []
@@ -182,7 +188,7 @@ def sequential_vmap(func: Callable[..., Any]) -> CustomVmap:
                 if rewind is not None and i:
                     rewind()
                 rows.append(sample(i))
-        if any(not torch.equal(g.get_state(), state) for g, state in before):
+        if drawn(before):
             info.require_randomness(mapped.__name__)  # type: ignore[attr-defined]
         out_spec, first = rows[0] if rows else sample(0)  # of an empty batch: of zeros, for its shape
         columns = list(zip(*(flat for _, flat in rows), strict=True)) if rows else [()] * len(first)

@@ -143,8 +143,9 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return needs_autograd(func)
     if type(func) is FunctionType:
         return body_plan(func)
-    if kwargs.get("out") is not None:
-        return _plans.out_plan(func)
+    out_names = _plans.out_names(func)
+    if out_names and kwargs.get(out_names[0]) is not None:
+        return _plans.out_plan(func, out_names)
     if "requires_grad" in kwargs and type(func) is BuiltinFunctionType:
         return _plans.factory_plan(func)
     op, arrange = _binding.bind(func, args, kwargs) or (None, None)

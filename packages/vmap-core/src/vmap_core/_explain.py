@@ -107,7 +107,8 @@ class Report:
     def _summary(self) -> str:
         loops = len(self.loops)
         loop = f"{loops} of them once per sample" if loops else "none of them in a loop"
-        return f"{self.name}: {len(self.operations)} operations, {loop}; {_time(self.seconds)}, {_size(self.nbytes)} of results"
+        count = f"{len(self.operations)} operation{'s' if len(self.operations) != 1 else ''}"
+        return f"{self.name}: {count}, {loop}; {_time(self.seconds)}, {_size(self.nbytes)} of results"
 
 
 def explain(func: Callable[..., Any]) -> Callable[..., Report]:

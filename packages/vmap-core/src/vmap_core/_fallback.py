@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from ._dispatch import emitter
 from ._errors import FallbackError, FallbackWarning, UnsupportedError, user_frame, user_location
-from ._randomness import draws, rewinding
+from ._randomness import drawn, draws, may_draw_unannounced, refuse_unannounced, rewinding, snapshot
 from ._registry import RuleFunction
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **k
         return out
     rows = []
     same = random and level.randomness == "same"
+    before = snapshot((*args, *kwargs.values())) if may_draw_unannounced(op) else None
     with rewinding((*args, *kwargs.values())) if same else contextlib.nullcontext() as rewind:
         run = op if mutable else emitter(op)
         columns = [_samples(a, d, mutable) for a, d in zip(args, in_dims, strict=False)]
@@ -163,6 +164,8 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **k
             if rewind is not None and i:
                 rewind()
             rows.append(run(*row, **(kwargs if not named else {**kwargs, **{k: next(v) for k, v in named.items()}})))
+    if before is not None and drawn(before):
+        refuse_unannounced(level, op, "same")
     if returns_self:
         return None, None
     return _stack(rows)

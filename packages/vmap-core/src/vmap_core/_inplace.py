@@ -42,15 +42,15 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
         functional = None
     if rule is None and functional is None and not _fallback.is_leaf(op):
         return None
-    writes = [i for i, a in enumerate(op._schema.arguments) if not a.kwarg_only and _written(a)]
-    kw_writes = [a.name for a in op._schema.arguments if a.kwarg_only and _written(a)]
+    writes = [(i, a.name) for i, a in enumerate(op._schema.arguments) if _written(a)]
+    aliased = bool(op._schema.returns) and op._schema.returns[0].alias_info is not None
     run_unbatched = _plans.unbatched_plan(func, op)
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
         if arrange is not None:
             args, kwargs = arrange(args, kwargs)
-        targets = [args[i] for i in writes] + [kwargs[k] for k in kw_writes]
+        targets = [args[i] if i < len(args) else kwargs.get(name) for i, name in writes]
         different = False
         if random and draws(op, args, kwargs):
             level.require_randomness(op)
@@ -59,13 +59,12 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
             _require_samples(level, targets)
         if not different and not _plans.any_batched(level, args, kwargs):
             with unrepeated(level, op, targets, random):
-                run_unbatched(level, given, given_kwargs)
-            return _returned(op, targets)
+                out = run_unbatched(level, given, given_kwargs)
+            return _returned(op, targets) if aliased or out is None else out
         if rule is None and functional is not None:
-            if writes and torch.is_grad_enabled() and args[writes[0]].requires_grad:
+            if torch.is_grad_enabled() and args[0].requires_grad:
                 # the derivative may need the value that is about to be overwritten
-                before = _dispatch.call(level, torch.clone, (args[writes[0]],), {})
-                args = (*args[: writes[0]], before, *args[writes[0] + 1 :])
+                args = (_dispatch.call(level, torch.clone, (args[0],), {}), *args[1:])
             result = _dispatch.call(level, functional, args, kwargs)
             write(level, op, targets[0], result)
             return _returned(op, targets)
@@ -82,7 +81,6 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
             out, out_dims = rule.function(level, tuple(dims), *values, **kwargs)
         else:
             out, out_dims = _fallback.loop(level, op, tuple(dims), *values, **kwargs)
-        aliased = op._schema.returns and op._schema.returns[0].alias_info is not None
         return _returned(op, targets) if aliased or out is None else _plans.wrap(level, out, out_dims)
 
     run.how = "by the operator that does not write"  # type: ignore[attr-defined]

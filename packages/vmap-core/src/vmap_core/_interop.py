@@ -25,6 +25,7 @@ from torch._functorch import apis
 from . import _autocast, _dispatch, _dynamo, _watch
 from ._errors import EscapedTensorError, UnsupportedError, user_location
 from ._level import Level, current_levels, pop_level, push_level
+from ._lower import run_lowered
 from ._tensor import BatchedTensor
 
 _AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
@@ -228,6 +229,26 @@ def _by_device_and_dtype(lists: Any, with_indices: bool = False) -> dict[Any, An
     return groups
 
 
+def _guard_torchscript() -> None:
+    """TorchScript's interpreter takes tensors as C++ knows them: it runs on lowered ones, its operations meet the rules."""
+    for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod):
+        native = kind.__call__
+        if hasattr(native, "_vmap_native"):
+            continue
+
+        def call(self: Any, *args: Any, native: Any = native, **kwargs: Any) -> Any:
+            if not (holds_batched(args) or holds_batched(kwargs.values())):
+                return native(self, *args, **kwargs)
+            levels = current_levels()
+            if not levels:
+                raise unsupported("a TorchScript function", _RETURN)
+            with _below(levels[-1]) as level:
+                return run_lowered(level, functools.partial(native, self), args, kwargs, mutates=True)
+
+        call._vmap_native = native  # type: ignore[attr-defined]
+        kind.__call__ = call  # type: ignore[method-assign]
+
+
 def install() -> None:
     """Put the guards in place; again is harmless."""
     _dynamo.run_eagerly_inside()
@@ -235,6 +256,7 @@ def install() -> None:
     _hand_over_faster()
     _guard_apply()
     _guard_save_for_backward()
+    _guard_torchscript()
     autograd = torch.autograd
     _guard([autograd], "backward", "torch.autograd.backward", _AUTOGRAD)
     _guard([autograd, autograd.graph], "_engine_run_backward", "torch.autograd", _AUTOGRAD)

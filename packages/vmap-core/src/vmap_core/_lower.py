@@ -101,16 +101,21 @@ class _Lowering(TorchDispatchMode):
         self.level = level
         self.functorch = functorch
         self.outside = dispatch_keys()
+        self.failure: Exception | None = None  # what an operation raised; TorchScript's interpreter loses the text
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
         with torch._C._ForceDispatchKeyGuard(*self.outside), torch._C._EnableTorchFunction():
-            if self.functorch is None:
-                return answer(self.level, func, args, kwargs)
-            with temporarily_restore_interpreter_stack(self.functorch):
-                return answer(self.level, func, args, kwargs)
+            try:
+                if self.functorch is None:
+                    return answer(self.level, func, args, kwargs)
+                with temporarily_restore_interpreter_stack(self.functorch):
+                    return answer(self.level, func, args, kwargs)
+            except Exception as error:
+                self.failure = error
+                raise
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -218,8 +223,13 @@ def run_lowered(
             finally:
                 level.dispatch_keys = before
         if not functorch:
-            with _Lowering(level):
-                return raise_(function(*lowered, **lowered_kwargs))
+            with _Lowering(level) as lowering:
+                try:
+                    return raise_(function(*lowered, **lowered_kwargs))
+                except RuntimeError as error:
+                    if lowering.failure is not None and str(lowering.failure) not in str(error):
+                        raise lowering.failure from error
+                    raise
         with (
             temporarily_clear_interpreter_stack() as stack,
             _Lowering(level, stack),

@@ -45,8 +45,8 @@ def broadcast_all(op: OpOverload) -> RuleFunction:
     """Make the rule of an operator that broadcasts its tensors against each other.
 
     The batch dim goes to the front, with ones after it where a tensor has fewer dims than another; what all samples
-    share stays as it is, but for an operator of several outputs, not each of which need depend on every tensor: there it
-    is expanded, as a view. An operator that also promotes types, as arithmetic does, is `pointwise`.
+    share stays as it is, but for an operator of several outputs, or one that writes to an argument: not each of them need
+    depend on every tensor, so there it is expanded, as a view. An operator that also promotes types, as arithmetic does, is `pointwise`.
 
     Examples:
         >>> import torch
@@ -54,7 +54,7 @@ def broadcast_all(op: OpOverload) -> RuleFunction:
         >>> RulePack("acme_xlogy").family(broadcast_all, torch.ops.aten.xlogy.Tensor)
     """
 
-    one_output = [str(r.type) for r in op._schema.returns] == ["Tensor"]
+    one_output = [str(r.type) for r in op._schema.returns] == ["Tensor"] and not op._schema.is_mutable
 
     def broadcast_all(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         rank = max(logical_rank(x, d) for x, d, _ in _tensors(op, in_dims, args, kwargs))
@@ -179,7 +179,15 @@ def decompose(op: OpOverload) -> RuleFunction:
     if body is None:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
             raise TypeError(f"no decomposition of {op} is known; give one with RulePack.composite")
-        body = op.decompose
+        from ._lower import native, run_lowered
+
+        body = native(op, op)
+
+        def composite(info: Any, *args: Any, **kwargs: Any) -> Any:
+            return run_lowered(info, body, args, kwargs, mutates=op._schema.is_mutable)
+
+        composite.kind = "logical"  # type: ignore[attr-defined]
+        return composite
 
     def decompose(info: Any, *args: Any, **kwargs: Any) -> Any:
         with info.pushed():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import _dispatch, _inplace, _ownership, _shortcuts
+from . import _dispatch, _inplace, _ownership, _randomness, _shortcuts
 from ._custom import registered_rule
 from ._tensor import BatchedTensor, make_batched
 
@@ -208,9 +208,14 @@ def unbatched_plan(func: Any, op: OpOverload | None) -> Plan:
     emit = _dispatch.emitter(func)
     may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)
 
+    watched = _randomness.may_draw_unannounced(op)
+
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = unwrap(level, args)[0]
+        before = _randomness.snapshot(values) if watched else None
         out = emit(*values, **(unwrap_kwargs(level, kwargs)[0] if kwargs else kwargs))
+        if before is not None and _randomness.drawn(before):
+            _randomness.refuse_unannounced(level, op, "different")
         return own(level, func, out, args, values, kwargs) if may_alias else wrap(level, out, None)
 
     return plan
@@ -244,23 +249,30 @@ def _own_one(
     return _ownership.fresh(level, out)
 
 
-def out_plan(func: Any) -> Plan:
+def out_names(func: Any) -> list[str]:
+    """Return the names of the arguments that a function writes its results to."""
+    if not isinstance(func, OpOverload):
+        return ["out"]
+    return [a.name for a in func._schema.arguments if a.is_out]
+
+
+def out_plan(func: Any, names: list[str]) -> Plan:
     """Make the plan for ``f(..., out=t)``: compute without it, then write the result to ``t``."""
     from ._lower import is_random
 
+    functional = func.overloadpacket if isinstance(func, OpOverload) else func
     # a random operation draws per sample whatever its arguments are
-    random = is_random(func)
+    random = is_random(functional)
     run_unbatched = unbatched_plan(func, None)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = kwargs[names[0]] if len(names) == 1 else [kwargs[name] for name in names]
         if not random and not any_batched(level, args, kwargs):
-            out = kwargs["out"]
             with _inplace.unrepeated(level, func, [out]):
                 run_unbatched(level, args, kwargs)
             return out
-        rest = {k: v for k, v in kwargs.items() if k != "out"}
-        out = kwargs["out"]
-        results = _dispatch.call(level, func, args, rest)
+        rest = {k: v for k, v in kwargs.items() if k not in names}
+        results = _dispatch.call(level, functional, args, rest)
         if isinstance(out, Tensor):
             _inplace.write_out(level, func, out, results)
         else:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from ._errors import RandomnessError, user_location
+
 TAG = torch.Tag.nondeterministic_seeded
 
 
@@ -97,3 +99,46 @@ def _recorded(method: Callable[..., Any], *args: Any) -> Any:
 
     recorder = current()
     return method(*args) if recorder is None else recorder.generator_call(method, *args)
+
+
+def snapshot(args: Any) -> list[tuple[torch.Generator, torch.Tensor]]:
+    """Return the generators that a call may draw from, with their states, for `drawn`; none inside a CUDA graph."""
+    from ._watch import unrecorded
+
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return []
+    with unrecorded():
+        return [(g, g.get_state()) for g in generators(args)]
+
+
+def drawn(before: list[tuple[torch.Generator, torch.Tensor]]) -> bool:
+    """Tell whether numbers have been drawn since a snapshot."""
+    from ._watch import unrecorded
+
+    with unrecorded():
+        return any(not torch.equal(g.get_state(), state) for g, state in before)
+
+
+def may_draw_unannounced(op: Any) -> bool:
+    """Tell whether an operator may draw though its tags do not say so: PyTorch's own do say so."""
+    return isinstance(op, OpOverload) and op.namespace not in ("aten", "prims") and TAG not in op.tags
+
+
+def refuse_unannounced(level: Any, op: Any, refused: str) -> None:
+    """Complain of an operator that has drawn without saying so.
+
+    Args:
+        level: the running level.
+        op: the operator.
+        refused: the randomness that the way it ran does not give: "same" for a loop, "different" for one call.
+
+    Raises:
+        RandomnessError: the level's randomness is that, or "error".
+    """
+    level.require_randomness(op)
+    if level.randomness == refused:
+        how = "others for each sample" if refused == "same" else "the same for all samples"
+        raise RandomnessError(
+            f"vmap: {op} draws random numbers, {how}, under randomness={refused!r}, at {user_location()}. Instead: tag it "
+            f"torch.Tag.nondeterministic_seeded where it is defined, so that vmap knows."
+        )

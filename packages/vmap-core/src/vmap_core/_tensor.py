@@ -134,16 +134,16 @@ class BatchedTensor(_Head):
         return _read.tolist(self)
 
     def numpy(self, *, force: bool = False) -> Any:
-        """Return the array, if every sample shares it; else raise DataDependentError."""
+        """Return the array of a tensor that is not batched; else raise DataDependentError."""
         return _read.value(self, "numpy()").numpy(force=force)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the array, if every sample shares it; else raise DataDependentError."""
+        """Return the array of a tensor that is not batched; else raise DataDependentError."""
         return _read.value(self, "numpy()").__array__(*args, **kwargs)
 
     def __bool__(self) -> bool:
         """Read the truth value, if every sample shares it; else raise DataDependentError."""
-        return bool(_read.item(self, "bool()"))
+        return _read.truth(self)
 
     def __int__(self) -> int:
         """Read the value, if every sample shares it; else raise DataDependentError."""
@@ -151,7 +151,7 @@ class BatchedTensor(_Head):
 
     def __index__(self) -> int:
         """Read the value, if every sample shares it; else raise DataDependentError."""
-        return operator.index(_read.value(self, "__index__()"))
+        return _read.index(self)
 
     def __float__(self) -> float:
         """Read the value, if every sample shares it; else raise DataDependentError."""

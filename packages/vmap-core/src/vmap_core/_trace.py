@@ -126,7 +126,8 @@ class Trace:
         operation.nbytes = _new_bytes(out, (args, kwargs))
         if self.keep:
             operation.results = [kept(x, level) for x in _tensors((out,))]
-        writes = operation.name.endswith(("=", "_", "setitem__"))
+        name = operation.name
+        writes = name.endswith(("=", "setitem__")) or (name.endswith("_") and not name.endswith("__"))
         if not (operation.outputs or operation.parts or operation.loop or writes):
             siblings.remove(operation)  # a question about a tensor, such as its dtype
         self._planning += time.perf_counter() - start

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C import _len_torch_function_stack
 from torch.utils._pytree import tree_flatten
 
-from . import _tree
+from . import _libraries, _tree
 from ._chunking import run_in_chunks
 from ._dispatch import escaped
 from ._dynamo import graph_break
@@ -99,6 +99,7 @@ def vmap(
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        _libraries.introduce()
         if simple and args and (arity is None or arity == len(args)):
             size = _common_size(args, flat_dims)
             if size is not None:
@@ -238,7 +239,7 @@ def _unwrap_tree(out: Any, out_dims: Any, level: Level) -> Any:
             f"of `outputs`. out_dims has structure {tree_flatten(out_dims)[1]} but outputs has structure "
             f"{tree_flatten(out)[1]}."
         )
-    spec = _tree.with_dim(spec, dims, level.batch_size)
+    spec = _tree.with_dim(spec, dims, level.batch_size, out_dims)
     return _tree.unflatten(spec, iter([_unwrap(o, d, level) for o, d in zip(leaves, dims, strict=True)]))
 
 

@@ -91,8 +91,9 @@ def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
         return kind, None, tree
     if kind is dict:
         return kind, list(tree), list(tree.values())
-    if kind in SUPPORTED_NODES:
-        children, context = SUPPORTED_NODES[kind].flatten_fn(tree)
+    take_apart = _functions(kind)
+    if take_apart is not None:
+        children, context = take_apart[0](tree)
         children = list(children)
         if isinstance(getattr(tree, "batch_size", None), torch.Size):
             context = Sized(context, tree.batch_size, all(_starts_with(c, tree.batch_size) for c in children))
@@ -105,6 +106,15 @@ def _open(tree: Any) -> tuple[Any, Any, list[Any] | None]:
         fields.instance = tree
         return kind, fields, [getattr(tree, name) for name in fields]
     return kind, None, None
+
+
+# Containers that PyTorch's registry does not have, and what takes them apart and makes what a mapped function gets.
+CONTAINERS: dict[type, tuple[Callable[[Any], tuple[list[Any], Any]], Callable[[list[Any], Any], Any]]] = {}
+
+
+def _functions(kind: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    node = SUPPORTED_NODES.get(kind)
+    return CONTAINERS.get(kind) if node is None else (node.flatten_fn, node.unflatten_fn)
 
 
 _DICTS = {dict, OrderedDict, defaultdict}
@@ -142,29 +152,35 @@ def _starts_with(child: Any, size: torch.Size) -> bool:
     return not hasattr(child, "shape") or child.shape[: len(size)] == size
 
 
-def without_dim(spec: Spec, dims: list[Any]) -> Spec:
+def without_dim(spec: Spec, dims: list[Any], outer: Any = None) -> Spec:
     """Return the structure of one sample's containers, given the mapped dim of every leaf.
 
-    A dim behind those that a container's tensors have in common is none of its own.
+    A dim behind those that a container's tensors have in common is none of its own. A container without leaves goes by
+    what it is in, or by ``outer``.
     """
-    return _resized(spec, iter(dims), lambda size, d: torch.Size(size[:d] + size[d + 1 :])) if _SIZED else spec
+    return _resized(spec, iter(dims), lambda size, d: torch.Size(size[:d] + size[d + 1 :]), outer)
 
 
-def with_dim(spec: Spec, dims: list[Any], batch_size: int) -> Spec:
-    """Return the structure of containers of all samples, given where each leaf gets the batch dim."""
+def with_dim(spec: Spec, dims: list[Any], batch_size: int, outer: Any = None) -> Spec:
+    """Return the structure of containers of all samples, given where each leaf gets the batch dim.
+
+    A container without leaves goes by what it is in, or by ``outer``.
+    """
 
     def with_(size: torch.Size, d: int) -> torch.Size:
         return torch.Size((*size[:d], batch_size, *size[d:])) if d <= len(size) else size
 
-    return _resized(spec, iter(dims), with_) if _SIZED else spec
+    return _resized(spec, iter(dims), with_, outer)
 
 
-def _resized(spec: Spec, dims: Iterator[Any], change: Callable[[torch.Size, int], torch.Size]) -> Spec:
+def _resized(spec: Spec, dims: Iterator[Any], change: Callable[[torch.Size, int], torch.Size], outer: Any) -> Spec:
+    if not _SIZED:
+        return spec
     if spec is None:
         next(dims)
         return None
     kind, context, children = spec
-    mine = list(itertools.islice(dims, count(spec)))
+    mine = list(itertools.islice(dims, count(spec))) or [outer if isinstance(outer, int) else None]
     if type(context) is Sized and any(d is not None for d in mine):
         if len(set(mine)) > 1 or mine[0] < 0 or not context.whole:
             why = f"the dims {sorted(set(mine), key=str)}" if context.whole else "a dim that its parts do not have"
@@ -172,19 +188,20 @@ def _resized(spec: Spec, dims: Iterator[Any], change: Callable[[torch.Size, int]
                 f"vmap: cannot map a {kind.__name__} over {why}. Instead: one dim, not negative, for all that it holds, and "
                 f"a container that holds whole tensors (.contiguous() makes one)."
             )
-        context = Sized(context.context, change(context.size, mine[0]), True)
+        context, outer = Sized(context.context, change(context.size, mine[0]), True), mine[0]
     rest = iter(mine)
-    return kind, context, [_resized(child, rest, change) for child in children]
+    return kind, context, [_resized(child, rest, change, outer) for child in children]
 
 
 def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
     if type(context) is Sized:
-        made = SUPPORTED_NODES[kind].unflatten_fn(children, context.context)
+        made = _functions(kind)[1](children, context.context)  # type: ignore[index]
         if made.batch_size != context.size:
             made.batch_size = context.size
         return made
-    if kind in SUPPORTED_NODES:
-        return SUPPORTED_NODES[kind].unflatten_fn(children, context)
+    put_together = _functions(kind)
+    if put_together is not None:
+        return put_together[1](children, context)
     if hasattr(kind, "_fields"):
         return kind._make(children)
     if isinstance(context, _Fields):

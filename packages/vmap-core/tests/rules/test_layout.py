@@ -1,9 +1,10 @@
-"""view() of results whose batch dim lies inside the sample's memory."""
+"""Shapes over memory: view() of results whose batch dim lies inside the sample's memory, and resize_."""
 
 import pytest
 import torch
 
 from vmap_core import vmap
+from vmap_core.testing import check_rule
 
 X = torch.randn(3, 5, 4)  # batch dim in the middle
 
@@ -66,3 +67,12 @@ def test_gradients_go_through():
     (got,) = torch.autograd.grad((vmap(f, in_dims=1)(x) * weights).sum(), x)
     (expected,) = torch.autograd.grad((loop(f, x) * weights).sum(), x)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 4), (12,), (0,), (2, 0)])
+def test_resize_keeps_the_first_elements(size):
+    x = torch.randn(3, 4)
+    assert check_rule(lambda x: x.clone().resize_(size) * 2, x)
+    assert check_rule(lambda x, like: x.clone().resize_as_(like) * 2, x, torch.zeros(size))
+    assert check_rule(lambda x: x.clone().resize_(3, 5).flatten()[:12] * 2, x)
+    assert check_rule(lambda x: x.clone().resize_(1) * 2, torch.tensor(3.0))

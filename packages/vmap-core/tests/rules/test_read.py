@@ -1,9 +1,11 @@
-"""Conditions that are checked: answered where all samples agree, an error where they do not."""
+"""Reads of batched values: answered where all samples agree, an error where they do not."""
+
+import operator
 
 import pytest
 import torch
 
-from vmap_core import DataDependentError, vmap
+from vmap_core import CaptureError, DataDependentError, capture, vmap
 
 
 def checked(x):
@@ -24,7 +26,7 @@ def test_a_check_that_all_samples_fail():
 
 
 def test_a_check_that_some_samples_fail():
-    with pytest.raises(DataDependentError, match="_is_all_true gives True for 2 of 3 samples"):
+    with pytest.raises(DataDependentError, match="True for 2 of 3 samples"):
         vmap(checked)(torch.tensor([1.0, -1.0, 2.0]))
     with pytest.raises(DataDependentError, match="True for 1 of 2 samples"):
         vmap(lambda x: x if torch._is_any_true(x > 0) else -x)(torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
@@ -57,3 +59,92 @@ def test_comparisons_answer_where_all_samples_agree(same):
 def test_tensors_of_other_shapes_are_not_equal():
     assert not vmap(lambda x: torch.ones(()) * torch.equal(x, x[:1]))(torch.zeros(3, 2)).any()
     assert vmap(lambda x: torch.ones(()) * torch.allclose(x, x[:1]))(torch.zeros(3, 2)).all()
+
+
+READS = {
+    "bool": bool,
+    "if": lambda x: 1 if x else 0,
+    "is_nonzero": torch.is_nonzero,
+    "item": lambda x: x.item(),
+    "local scalar": torch.ops.aten._local_scalar_dense.default,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "format": lambda x: f"{x:d}",
+    "index": operator.index,
+    "range": lambda x: len(range(x)),
+    "list": lambda x: [1, 2, 3][x],
+    "slice": lambda x: len("abc"[:x]),
+    "size": lambda x: torch.zeros(x).numel(),
+    "tolist": lambda x: x.expand(2).tolist(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_read_goes_on_where_all_samples_agree(name):
+    read = READS[name]
+
+    def function(x, answers):
+        answers.append(read(x))
+        return x * 2
+
+    for batch in (torch.full((3,), 2), torch.full((1,), 2)):
+        answers = []
+        assert torch.equal(vmap(function, in_dims=(0, None))(batch, answers), batch * 2)
+        assert answers == [read(torch.tensor(2))]
+    square, answers = torch.full((3, 4), 2), []
+    assert torch.equal(
+        vmap(vmap(function, in_dims=(0, None)), in_dims=(1, None), out_dims=1)(square, answers), square * 2
+    )
+    captured = vmap(lambda x: vmap(lambda y: function(x, answers) + y)(torch.arange(2)))(torch.full((3,), 2))
+    assert torch.equal(captured, torch.tensor([[4, 5]] * 3))
+    assert answers == [read(torch.tensor(2))] * 2
+
+    for batch, levels in (
+        (torch.tensor([2, 0, 2]), 1),
+        (torch.tensor([[2, 2], [0, 0]]), 2),
+        (torch.tensor([[2, 0], [2, 0]]), 2),
+    ):
+        mapped = vmap(lambda x: function(x, []))
+        with pytest.raises(DataDependentError, match="differs from sample to sample"):
+            (mapped if levels == 1 else vmap(mapped))(batch)
+    with pytest.raises(DataDependentError, match="the batch is empty"):
+        vmap(lambda x: function(x, []))(torch.full((0,), 2))
+
+
+def test_truth_is_what_has_to_agree():
+    assert torch.equal(
+        vmap(lambda x: x if x else -x)(torch.tensor([1.0, 2.0, float("nan")])[:2]), torch.tensor([1.0, 2.0])
+    )
+    with pytest.raises(DataDependentError):
+        vmap(lambda x: x * x.item())(torch.tensor([1.0, 2.0]))
+    nan = torch.full((2,), float("nan"))
+    assert vmap(lambda x: torch.tensor(x.item()).isnan())(nan).all()
+    for x in (torch.tensor([0.0, -0.0]), torch.tensor([0.0, complex(0.0, -0.0)])):
+        assert vmap(lambda x: torch.ones(()) if x else torch.zeros(()))(x).sum() == 0
+        with pytest.raises(DataDependentError):
+            vmap(lambda x: torch.tensor(x.item()))(x)
+    with pytest.raises(RuntimeError, match="more than one value is ambiguous"):
+        vmap(lambda x: x if x else -x)(torch.ones(3, 2))
+    with pytest.raises(RuntimeError, match="converted to Scalar"):
+        vmap(lambda x: x * x.item())(torch.ones(3, 2))
+
+
+def test_a_read_keeps_gradients():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+
+    def function(x):
+        return (x * x).sum() if x.sum() > 0 else x.sum()
+
+    vmap(function)(x).sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach())
+
+
+def test_an_array_is_not_shared():
+    with pytest.raises(DataDependentError, match="numpy"):
+        vmap(lambda x: torch.from_numpy(x.numpy()))(torch.ones(3, 2))
+
+
+def test_a_program_does_not_bake_a_read_in():
+    with pytest.raises(CaptureError, match="read"):
+        capture(vmap(lambda x: x if x > 0 else -x), torch.ones(3))

@@ -190,7 +190,7 @@ class FunctionCall:
         """Return saved tensors as they were: those of the level, batched or not, and those from outside."""
         saved = zip(ctx.saved_tensors, *dims, strict=True)
         return tuple(
-            BatchedTensor(v, d, self.level) if own and v is not None else self._seen(v, d) for v, d, own in saved
+            make_batched(v, d, self.level) if own and v is not None else self._seen(v, d) for v, d, own in saved
         )
 
     def _seen_grads(self, grads: Sequence[Any]) -> list[Any]:

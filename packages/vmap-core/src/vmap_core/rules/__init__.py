@@ -3,6 +3,7 @@
 from . import (
     cast,
     composite,
+    dynamic,
     factory,
     fft,
     foreach,
@@ -29,6 +30,7 @@ packs = [
     for module in (
         cast,
         composite,
+        dynamic,
         factory,
         fft,
         foreach,

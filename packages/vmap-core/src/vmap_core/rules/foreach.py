@@ -11,7 +11,7 @@ from torch import Tensor
 from .._ownership import promote
 from .._plans import unwrap
 from .._registry import RulePack
-from .._tensor import BatchedTensor
+from .._tensor import make_batched
 
 aten = torch.ops.aten
 pack = RulePack("core.foreach")
@@ -83,7 +83,7 @@ def _on_lists(op: Any, name: str) -> Callable[..., Any]:
                 return body(*args, **kwargs)
         if not op._schema.is_mutable:
             out = op(*values, **kwargs)
-            return tuple(BatchedTensor(o, column[0][1], info) for o, column in zip(out, columns, strict=True))
+            return tuple(make_batched(o, column[0][1], info) for o, column in zip(out, columns, strict=True))
         for target in args[0]:
             promote(info, target, op._schema.name)
         op([target._value for target in args[0]], *values[1:], **kwargs)

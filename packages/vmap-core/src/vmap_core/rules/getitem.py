@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import DataDependentError, user_location
+from .._errors import DataDependentError
 from .._ownership import promote
 from .._plans import any_batched
 from .._registry import RulePack
 from .._tensor import BatchedTensor, make_batched
+from .dynamic import mask_error
 
 aten = torch.ops.aten
 pack = RulePack("core.getitem")
@@ -171,20 +172,11 @@ def _check_mask(mask: Any, k: int, view: Any, dim: int) -> None:
 
 
 def mask_to_indices(mask: Any) -> Sequence[Any]:
-    """Return where a mask is true, as one index tensor a dim; the mask must be the same for all samples."""
-    if not _is_shared(mask):
-        raise batched_mask_error(mask.shape)
-    return torch.where(mask)
-
-
-def batched_mask_error(shape: Sequence[int]) -> DataDependentError:
-    """Make the error for a read through a boolean mask that differs from sample to sample."""
-    return DataDependentError(
-        f"vmap: We do not support batching operators that can output dynamic shape. Attempted to vmap over aten::index "
-        f"with a boolean mask, x[mask], at {user_location()}: the mask, of logical shape {tuple(shape)}, differs from "
-        f"sample to sample, so the results would differ in size. Instead: use torch.where(mask, x, other), which keeps "
-        f"the shape; x[mask] = y works."
-    )
+    """Return where a mask is true, as one index tensor a dim; all samples must have as many places."""
+    try:
+        return torch.where(mask)
+    except DataDependentError as error:
+        raise mask_error(mask.shape, str(error).partition("sample to sample (")[2].partition(")")[0]) from None
 
 
 _BASIC = {int, slice, type(None), type(...)}
@@ -219,7 +211,7 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
     if any_batched(info, (x, value, *parts), {}):
         promote(info, x, "aten::copy_" if isinstance(value, Tensor) else "aten::fill_")
     with info.pushed():
-        mask = _batched_mask(parts, x)
+        mask = _batched_mask(parts, x, value)
         if mask is not None:
             _write_mask(x, mask, value)
             return
@@ -248,32 +240,24 @@ def _write_places(x: Any, index: Any, value: Any) -> None:
     x.copy_(x.reshape(-1).scatter(0, places.reshape(-1), value.reshape(-1)).reshape(x.shape))
 
 
-def _batched_mask(parts: tuple[Any, ...], x: Any) -> Any:
-    """Return the one boolean mask of an expression, if its samples differ."""
+def _batched_mask(parts: tuple[Any, ...], x: Any, value: Any) -> Any:
+    """Return the mask of ``x[mask] = value`` if its samples differ, and the value does not go by its true elements."""
     masks = [p for p in parts if type(p) is BatchedTensor and not _is_shared(p) and p.dtype == torch.bool]
-    if not masks:
+    if len(masks) != 1 or any(p is not masks[0] and p is not ... for p in parts):
         return None
-    others = [p for p in parts if p is not masks[0] and p is not ...]
-    trailing = parts[0] is ... and len(parts) == 2
-    if len(masks) > 1 or others or (trailing and masks[0].dim() != x.dim()):
-        raise DataDependentError(
-            f"vmap: assignment through a batched boolean mask together with other indices is not supported, at "
-            f"{user_location()}. Instead: write x.copy_(torch.where(mask, value, x)) on the part in question."
-        )
-    return masks[0]
+    (mask,) = masks
+    if parts[0] is ... and len(parts) == 2 and mask.dim() != x.dim():
+        return None
+    trailing = x.dim() - mask.dim()
+    if isinstance(value, Tensor) and value.dim() > trailing and value.shape[0] != 1:
+        return None
+    return mask
 
 
 def _write_mask(x: Any, mask: Any, value: Any) -> None:
     """``x[mask] = value`` where the mask differs from sample to sample: the shape of the result does not."""
     for k in range(mask.dim()):
         _check_mask(mask, k, x, k)
-    mask = mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
-    if isinstance(value, Tensor) and value.dim():
-        trailing = x.dim() - mask.dim()
-        if value.dim() > trailing and value.shape[0] != 1:
-            raise DataDependentError(
-                f"vmap: x[mask] = value with one value per true element, at {user_location()}: how many there are "
-                f"differs from sample to sample. Instead: give a single value, or use x.masked_scatter_(mask, value)."
-            )
+    mask = mask.reshape((*mask.shape, *(1,) * (x.dim() - mask.dim())))
     value = value.to(x.dtype) if isinstance(value, Tensor) else value
     x.copy_(torch.where(mask, value, x))

@@ -13,7 +13,7 @@ from .._ownership import same_storage
 from .._read import every_sample
 from .._registry import RulePack
 from .._unexpanded import Product, is_expanded, product
-from .getitem import batched_mask_error
+from .dynamic import places_of
 from .view import logical_shape
 
 aten = torch.ops.aten
@@ -60,11 +60,9 @@ def _without_masks(indices: Any, dims: Any) -> tuple[list[Any], list[Any]]:
     out_dims: list[Any] = []
     for i, d in zip(indices, dims, strict=True):
         if i is not None and i.dtype in (torch.bool, torch.uint8):
-            if d is not None:
-                raise batched_mask_error(logical_shape(i, d))
-            axes = torch.where(i)
+            axes = torch.where(i) if d is None else places_of(i, d)
             out.extend(axes)
-            out_dims.extend([None] * len(axes))
+            out_dims.extend([None if d is None else 0] * len(axes))
         else:
             out.append(i)
             out_dims.append(d)

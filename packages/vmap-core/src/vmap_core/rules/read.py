@@ -1,4 +1,4 @@
-"""Operators that look at values: they answer where all samples agree on one tensor, and refuse where they do not."""
+"""Operators that look at values: they answer where all samples agree, and refuse where they do not (see `_read`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import DataDependentError, user_location
+from .._dims import to_front
 from .._plans import any_batched
-from .._read import every_sample, item
+from .._read import item, truth
 from .._registry import RuleFunction, RulePack
 from .._tensor import BatchedTensor
 
@@ -17,39 +17,23 @@ aten = torch.ops.aten
 pack = RulePack("core.read")
 
 
-def _number(operation: str) -> RuleFunction:
-    def read(info: Any, x: Any) -> Any:
-        return item(x, operation) if type(x) is BatchedTensor and x._level is info else x.item()
+def _is_batched(info: Any, x: Any) -> bool:
+    return type(x) is BatchedTensor and x._level is info
 
-    return read
+
+def _item(info: Any, x: Any) -> Any:
+    return item(x, "item()") if _is_batched(info, x) else x.item()
+
+
+def _is_nonzero(info: Any, x: Any) -> bool:
+    return truth(x) if _is_batched(info, x) else bool(x)
 
 
 _key: Any
 for _key in (Tensor.item, aten.item.default, aten._local_scalar_dense.default):
-    pack.logical(_key)(_number("item()"))
+    pack.logical(_key)(_item)
 for _key in (torch.is_nonzero, Tensor.is_nonzero, aten.is_nonzero.default):
-    pack.logical(_key)(_number("bool()"))
-
-
-def _agreed(name: str, rows: Any) -> bool:
-    """Return the answer that all samples give.
-
-    Args:
-        name: the function that asks.
-        rows: each sample's answer.
-
-    Raises:
-        DataDependentError: they disagree.
-    """
-    rows = every_sample(rows)
-    true = int(rows.sum())
-    if 0 < true < rows.numel():
-        raise DataDependentError(
-            f"vmap: torch.{name} gives True for {true} of {rows.numel()} samples, at {user_location()}; the function goes "
-            f"on in one way for all of them, so they must agree. (torch.distributions checks its arguments like this, "
-            f"unless told validate_args=False.) Instead: use torch.where(condition, a, b) to choose per sample."
-        )
-    return true > 0 or not rows.numel()
+    pack.logical(_key)(_is_nonzero)
 
 
 def _compare(name: str) -> RuleFunction:
@@ -57,14 +41,13 @@ def _compare(name: str) -> RuleFunction:
 
     def compare(info: Any, x: Any, y: Any, *args: Any, **kwargs: Any) -> bool:
         if not any_batched(info, (x, y), {}):
-            x, y = (a._value if type(a) is BatchedTensor and a._level is info else a for a in (x, y))
+            x, y = (a._value if _is_batched(info, a) else a for a in (x, y))
             return getattr(torch, name)(x, y, *args, **kwargs)
         if name == "equal" and x.shape != y.shape:
             return False
         with info.pushed():
             same = torch.eq(x, y) if name == "equal" else torch.isclose(x, y, *args, **kwargs)
-            rows = same.all()
-        return _agreed(name, rows)
+            return truth(same.all()) if info.batch_size else True
 
     return compare
 
@@ -74,18 +57,16 @@ for _name in ("equal", "allclose"):
         pack.logical(_key)(_compare(_name))
 
 
-def _truth(name: str, reduce: Any) -> RuleFunction:
-    """Make the rule of a condition that is about to be read, as ``torch.distributions`` checks its arguments.
+def _condition(reduce: Any, empty: bool) -> RuleFunction:
+    """Make the rule of a condition that is read next, as ``torch.distributions`` checks its arguments: (*) -> ()."""
 
-    (*) -> (). The answer is one for all samples, or an error: nobody asks who does not go on to read it.
-    """
+    def condition(info: Any, in_dims: Any, x: Any) -> Any:
+        if not info.batch_size:  # what is read next has an answer
+            return torch.full((), empty, dtype=torch.bool, device=x.device), None
+        return reduce(to_front(x, in_dims[0]).flatten(1), 1) if x.ndim > 1 else x, 0
 
-    def truth(info: Any, in_dims: Any, x: Any) -> Any:
-        rows = reduce(x.movedim(in_dims[0], 0).flatten(1), 1) if x.ndim > 1 else x
-        return torch.full((), _agreed(name, rows), dtype=torch.bool, device=x.device), None
-
-    return truth
+    return condition
 
 
-pack.rule(aten._is_all_true.default)(_truth("_is_all_true", torch.all))
-pack.rule(aten._is_any_true.default)(_truth("_is_any_true", torch.any))
+pack.rule(aten._is_all_true.default)(_condition(torch.all, True))
+pack.rule(aten._is_any_true.default)(_condition(torch.any, False))

@@ -121,3 +121,15 @@ def unflatten(info, x, dim, sizes):
     """(*, n, *) -> (*, *sizes, *). Tensor.unflatten calls its base class, which only takes tensors of C++."""
     with info.pushed():
         return torch.unflatten(x, dim, sizes)
+
+
+@pack.rule(aten.resize.default)
+def resize(info, in_dims, x, size, *, memory_format=None):
+    """(*) -> (*size), the first elements; those that are new are undefined."""
+    if in_dims[0] is None:
+        return aten.resize.default(x, size, memory_format=memory_format), None
+    flat = to_front(x, in_dims[0]).flatten(1) if x.ndim > 1 else x.unsqueeze(1)
+    missing = numel(size) - flat.shape[1]
+    if missing > 0:
+        flat = torch.cat([flat, flat.new_empty(flat.shape[0], missing)], 1)
+    return flat[:, : numel(size)].reshape(flat.shape[0], *size), 0

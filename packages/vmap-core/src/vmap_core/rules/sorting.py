@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples, to_front
+from .._dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples
 from .._errors import DataDependentError, user_location
 from .._families import along_dim
 from .._read import every_sample
@@ -187,64 +187,3 @@ def _membership(op: Any) -> RuleFunction:
 
 
 pack.family(_membership, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten.isin.Scalar_Tensor)
-
-
-def _data_dependent(name: str, advice: str) -> RuleFunction:
-    """Make the refusal of an operator whose result has as many elements as the values say."""
-
-    def refuse(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        shape = list(x.shape) if isinstance(x, torch.Tensor) else None
-        raise DataDependentError(
-            f"vmap: We do not support batching operators that can output dynamic shape. "
-            f"Attempted to vmap over aten::{name}. Please file an issue at https://github.com/pytorch/pytorch/issues if "
-            f"you need this feature.\n  {name} at {user_location()}, in vmap of {info.name!r}: physical "
-            f"shape {shape}, batch dim {in_dims[0]}. Instead: {advice}."
-        )
-
-    return refuse
-
-
-for _ops, _advice in (
-    ((aten.nonzero.default, aten.nonzero_numpy.default, aten.argwhere.default, aten.where.default),
-     "use torch.where(condition, a, b), or torch.nonzero_static with a size that covers every sample"),
-    ((aten._unique2.default, aten._unique.default, aten.unique_dim.default, aten.unique_consecutive.default,
-      aten.unique_dim_consecutive.default), "sort, and compare neighbours; or map outside"),
-):  # fmt: skip
-    for _op in _ops:
-        pack.add(_op, _data_dependent(_op._schema.name.partition("::")[2], _advice))
-
-
-@pack.rule(aten.masked_select.default)
-def masked_select(info, in_dims, x, mask):
-    """(*), bool (*) -> (k): the elements where the mask is true; how many must not differ from sample to sample."""
-    x_bdim, m_bdim = in_dims
-    if m_bdim is not None:
-        return _data_dependent("masked_select", "use torch.where(mask, x, 0), which keeps the shape")(
-            info, in_dims, x, mask
-        )
-    x = to_front(x, x_bdim)
-    if x.ndim - 1 < mask.ndim:
-        x = x.reshape(x.shape[0], *(1,) * (mask.ndim + 1 - x.ndim), *x.shape[1:])
-    mask, _ = torch.broadcast_tensors(mask, x[0] if x.shape[0] else x.new_empty(x.shape[1:]))
-    x = x.expand(x.shape[0], *mask.shape)
-    return x.reshape(x.shape[0], mask.numel()).index_select(1, mask.reshape(-1).nonzero()[:, 0]), 0
-
-
-@pack.rule(aten.nonzero_static.default)
-def nonzero_static(info, in_dims, x, *, size, fill_value=-1):
-    """(*) -> (size, rank): where the sample is not zero, padded or cut to ``size``."""
-    bdim, rank = in_dims[0], x.ndim - 1
-    shape = to_front(x, bdim).shape[1:]
-    hits = flat(x, bdim) != 0
-    # rank of every hit among its sample's hits; what does not fit goes to a last row that is cut off
-    order = torch.where(hits, hits.cumsum(1) - 1, size).clamp(max=size)
-    place = torch.arange(hits.shape[1], device=x.device).expand(hits.shape)
-    found = torch.full((hits.shape[0], size + 1), -1, dtype=torch.long, device=x.device)
-    found = found.scatter(1, order, place)[:, :size]
-    columns = []
-    rest = found
-    for n in reversed(shape):
-        columns.append(rest % max(n, 1))
-        rest = torch.div(rest, max(n, 1), rounding_mode="floor")
-    out = torch.stack(columns[::-1], 2) if rank else found.new_empty(hits.shape[0], size, 0)
-    return torch.where((found < 0)[:, :, None], fill_value, out), 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .._ownership import same_storage
 from .._read import unsupported
 from .._registry import RuleFunction, RulePack
 from .._tensor import BatchedTensor
@@ -29,6 +31,12 @@ def _of_storage(name: str) -> RuleFunction:
 for _name in ("data_ptr", "untyped_storage", "storage", "_typed_storage", "storage_type", "apply_", "map_", "map2_"):
     if hasattr(Tensor, _name):
         pack.logical(getattr(Tensor, _name))(_of_storage(_name))
+
+
+@pack.logical(getattr(torch._C, "_is_alias_of"))  # noqa: B009  # as guarded: it asks no ``__torch_function__``
+def _is_alias_of(info: Any, x: Any, y: Any) -> bool:
+    """Tell whether two tensors share memory."""
+    return same_storage(x, y)
 
 
 @pack.logical(Tensor.share_memory_)
