@@ -3,9 +3,10 @@
 from vmap_core.extend import RulePack, hookimpl
 
 from . import triton_kernels
+from .graphs import graph, graph_backend
 from .triton_kernels import triton_rule
 
-__all__ = ["triton_rule", "vmap_rules"]
+__all__ = ["graph", "graph_backend", "triton_rule", "vmap_rules"]
 
 MODULES = (triton_kernels,)
 
