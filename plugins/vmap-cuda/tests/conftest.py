@@ -86,12 +86,19 @@ def device(request, monkeypatch):
         yield "cuda"
         return
     current = SimpleNamespace(stream=Stream(), debug="default")
+
+    @contextlib.contextmanager
+    def on(stream):
+        before, current.stream = current.stream, stream
+        yield
+        current.stream = before
+
     state = {
         "is_available": lambda: True,
         "CUDAGraph": StandInGraph,
         "graph": lambda graph, pool=None, stream=None: Capture(graph),
         "Stream": Stream,
-        "stream": lambda stream: contextlib.nullcontext(),
+        "stream": on,
         "device": lambda device: contextlib.nullcontext(),
         "current_device": lambda: None,
         "current_stream": lambda device=None: current.stream,

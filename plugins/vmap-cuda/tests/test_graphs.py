@@ -1,5 +1,8 @@
 """CUDA graphs of mapped functions, beside the loop: on a GPU, and by the stand-in of conftest.py."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -230,6 +233,20 @@ def test_gradients_inside(device):
     torch.testing.assert_close(graph(vmap(f), x)(2 * x), loop(f, 2 * x))
 
 
+def test_threads_take_turns(device):
+    w, x = torch.randn(4, device=device), torch.randn(3, 4, device=device)
+    step = graph(vmap(lambda x: (x * w).sin().cos()), x)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            outs = list(pool.map(lambda i: step(x + i), range(200)))
+    finally:
+        sys.setswitchinterval(interval)
+    for i, out in enumerate(outs):
+        torch.testing.assert_close(out, ((x + i) * w).sin().cos())
+
+
 def test_stale_backward_passes_are_refused(device):
     w, x = torch.randn(4, device=device, requires_grad=True), torch.randn(3, 4, device=device)
     step = graph(vmap(lambda x: (x * w).sin()), x)
@@ -358,27 +375,67 @@ def test_as_a_backend(device):
 def test_streams_wait_for_each_other(device):
     x = torch.randn(3, 4, device=device)
     step = graph(vmap(torch.sin), x)
-    streams = [torch.cuda.Stream() for _ in range(2)]
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
     outs = []
-    for i in range(6):
-        with torch.cuda.stream(streams[i % 2]):
+    for i, stream in enumerate([first, second, second, first]):
+        with torch.cuda.stream(stream):
             outs.append(step(x + i))
     if device == "cuda":
         torch.cuda.synchronize()
+    else:
+        assert first in second.waited and second in first.waited and second not in second.waited
     for i, out in enumerate(outs):
         torch.testing.assert_close(out, (x + i).sin())
 
 
 def test_autocast(device):
-    x, w = torch.randn(3, 4, device=device), torch.randn(4, 4, device=device)
+    """PyTorch caches casts of weights; a graph must not hold one of those, or see them."""
+    x, w = torch.randn(3, 4, device=device), torch.randn(4, 4, device=device, requires_grad=True)
     mapped = vmap(lambda x: w @ x)
     with torch.autocast(device, torch.bfloat16):
         step = graph(mapped, x)
-        w.mul_(2)
-        assert step(x).dtype == torch.bfloat16
-        torch.testing.assert_close(step(x), mapped(x))
+        with torch.no_grad():
+            w.mul_(2)
+        out = step(x)
+    with torch.autocast(device, torch.bfloat16):
+        wanted = mapped(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), w), torch.autograd.grad(wanted.sum(), w))
     with pytest.raises(CaptureError, match="autocast"):
         step(x)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "run, why",
+    [
+        (lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(4, device="cuda")), "waits for the device"),
+        (lambda x: x + torch.ones(4).cuda(), "takes tensors on|waits for the device"),
+        (lambda x: x * torch.rand(()), "random numbers on cpu"),
+        (lambda x: x.cpu(), "brings|waits"),
+    ],
+)
+def test_what_the_host_does_is_refused(run, why):
+    x = torch.randn(3, 4, 4, device="cuda")
+    with pytest.raises(CaptureError, match=why):
+        graph(vmap(run, randomness="same"), x)
+    torch.testing.assert_close(graph(vmap(torch.sin), x)(x), x.sin())  # nothing is left behind
+
+
+@pytest.mark.cuda
+def test_what_is_captured_fails_clearly():
+    """Behind PyTorch's back: an operation that CUDA itself refuses while a graph is captured."""
+
+    @torch.library.custom_op("vmap_cuda_tests::synchronises", mutates_args=())
+    def synchronises(x: torch.Tensor) -> torch.Tensor:
+        torch.cuda.synchronize()
+        return x + 1
+
+    x = torch.randn(3, device="cuda")
+    with pytest.raises(CaptureError, match="not allowed while it is captured|waits for the device"):
+        graph(lambda x: synchronises(x), x)
+    torch.testing.assert_close(graph(vmap(torch.sin), x)(x), x.sin())
 
 
 def test_without_a_device():

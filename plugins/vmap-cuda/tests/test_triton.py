@@ -10,6 +10,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install vmap-cuda[triton]")
 import triton.language as tl  # noqa: E402
 
+import vmap_cuda  # noqa: E402
 from vmap_core import FallbackWarning, InplaceError, UnsupportedError, capture, vmap  # noqa: E402
 from vmap_core.extend import RulePack, register, unregister  # noqa: E402
 from vmap_cuda import triton_rule  # noqa: E402
@@ -295,6 +296,15 @@ def _squared_then_written(row, w):
 @torch.library.custom_op("vmap_cuda_tests::scale", mutates_args=())
 def scale_op(x: torch.Tensor) -> torch.Tensor:
     return scale(x)
+
+
+@pytest.mark.cuda
+def test_cuda_graphs_repeat_launches():
+    for f, make in SAMPLES.values():
+        x, y = make(3), make(3)
+        step = vmap_cuda.graph(vmap(f), x)
+        torch.testing.assert_close(step(y), vmap(f)(y), rtol=0, atol=0)
+        torch.testing.assert_close(step(x), vmap(f)(x), rtol=0, atol=0)
 
 
 class Scale(torch.autograd.Function):

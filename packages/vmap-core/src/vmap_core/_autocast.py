@@ -117,8 +117,9 @@ def _traits(x: Any) -> tuple[torch.dtype, torch.device]:
 
 
 def _may_be_told_a_dtype(x: Any) -> bool:
-    """Tell whether autocast may hand an operator on this tensor a dtype to compute in, where it casts nothing."""
-    return x.dtype.is_floating_point and x.dtype.itemsize < 4
+    """Tell whether autocast may hand an operator on a tensor a dtype, where it casts nothing; on the CPU it never does."""
+    dtype, device = _traits(x)
+    return device.type != "cpu" and dtype.is_floating_point and dtype.itemsize < 4
 
 
 def _emits_itself(level: Level, op: OpOverload) -> bool:

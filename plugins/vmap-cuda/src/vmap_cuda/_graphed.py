@@ -107,7 +107,8 @@ class Graphed:
                     with torch.cuda.graph(self.backward, pool=self.forward.pool(), stream=side):
                         grads = self._differentiate(tracked, self.grad_outputs)
         except RuntimeError as error:
-            raise refusal(f"the function does what is not allowed while it is captured ({error})") from error
+            cause = error.__context__ or error  # what made the capture fail, and not that it has
+            raise refusal(f"the function does what is not allowed while it is captured ({cause})") from error
         self.stream.wait_stream(side)
         self.tracked = [o.requires_grad for o in outputs]
         self.outputs = [o.detach() for o in outputs]
@@ -157,13 +158,26 @@ class Graphed:
                 increment_version(inputs[i])
         return outputs
 
-    def replay_backward(self, run: int, grads: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the gradients of the inputs in a run, which must be the latest."""
+    def replay_backward(
+        self, run: int, outside: Sequence[tuple[Tensor, int]], grads: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Return the gradients of the inputs in a run, if what that run has left and has read is still there.
+
+        Args:
+            run: which run it was.
+            outside: the captured tensors with their versions after it.
+            grads: the gradients of its outputs.
+        """
         with self._in_turn():
             if run != self.runs:
                 raise CaptureError(
                     "vmap: a backward pass needs what a CUDA graph has computed, and a later call of it has overwritten that. "
                     "Instead: go backward before the next call, or make a second graph."
+                )
+            if any(_version(x) != version for x, version in outside):
+                raise CaptureError(
+                    "vmap: a tensor from outside that a CUDA graph reads was written to between its call and the backward "
+                    "pass. Instead: write to it afterwards."
                 )
             for static, grad in zip(
                 self.grad_outputs, (g for g, t in zip(grads, self.tracked, strict=True) if t), strict=True
@@ -201,12 +215,7 @@ class _Replayed(torch.autograd.Function):
                 "vmap: the gradients of a CUDA graph cannot be differentiated (create_graph=True). Instead: call the function "
                 "itself, or make a graph of one that takes the gradient inside."
             )
-        if any(_version(x) != version for x, version in ctx.outside):
-            raise CaptureError(
-                "vmap: a tensor from outside that a CUDA graph reads was written to between its call and the backward pass. "
-                "Instead: write to it afterwards."
-            )
-        return None, *ctx.graphed.replay_backward(ctx.run, grads)
+        return None, *ctx.graphed.replay_backward(ctx.run, ctx.outside, grads)
 
 
 def _device(inputs: Sequence[Tensor], names: list[str]) -> torch.device:
