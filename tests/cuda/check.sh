@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "check.sh: PyTorch sees no CUDA device here")'
-"$python" -m pytest -n0 -m cuda packages plugins
+"$python" -m pytest -n0 -m cuda packages plugins tests/test_benchmarks.py
 "$python" -m pytest -n0 plugins/vmap-cuda
 "$python" -m tests.benchmarks cuda --page docs/cuda-benchmarks.md "$@"

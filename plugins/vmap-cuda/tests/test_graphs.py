@@ -8,7 +8,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import dropout
 
+import vmap_autograd
 import vmap_core
+import vmap_nn
 from vmap_core import CaptureError, capture, vmap
 from vmap_cuda import graph, graph_backend
 from vmap_cuda._on_device import OnDevice
@@ -151,6 +153,34 @@ def test_writes_to_tensors_from_outside_happen_once_a_call(device):
         step(count.expand(3, 4))
 
 
+def test_writes_in_inference_mode(device):
+    with torch.inference_mode():
+        count, x = torch.zeros(3, device=device), torch.randn(3, 4, device=device)
+
+        def f(x):
+            count.add_(1)
+            return vmap(torch.sin)(x) + count[:, None]
+
+        step = graph(f, x)
+        assert count.tolist() == [1.0] * 3
+        torch.testing.assert_close(step(x), x.sin() + 2)
+        assert count.tolist() == [2.0] * 3
+        with pytest.raises(CaptureError, match="writes to an argument"):
+            graph(vmap(lambda x: x.add_(1)), x.clone())
+
+
+def test_graphs_left_on_tensors_from_outside_are_refused(device):
+    w, kept = torch.randn(3, 4, device=device, requires_grad=True), torch.zeros(3, 4, device=device)
+
+    def f(x):
+        out = vmap(torch.mul)(x, w)
+        kept.copy_(out)
+        return out
+
+    with pytest.raises(CaptureError, match=r"leaf Variable.*in-place"):
+        graph(f, torch.randn(3, 4, device=device))
+
+
 def test_writes_to_arguments_are_refused(device):
     x = torch.zeros(3, 4, device=device)
     with pytest.raises(CaptureError, match=r"writes to an argument.*test_graphs\.py"):
@@ -245,6 +275,23 @@ def test_threads_take_turns(device):
         sys.setswitchinterval(interval)
     for i, out in enumerate(outs):
         torch.testing.assert_close(out, ((x + i) * w).sin().cos())
+
+
+def test_per_sample_gradients_and_ensembles(device):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).to(device)
+    grads = vmap_autograd.per_sample_grads(model, torch.nn.functional.mse_loss)
+    x, y = torch.randn(3, 4, device=device), torch.randn(3, 2, device=device)
+    step = graph(grads, x, y)
+    torch.testing.assert_close(step(2 * x, y), grads(2 * x, y))
+
+    members = [torch.nn.Linear(4, 2).to(device) for _ in range(3)]
+    ensemble = vmap_nn.Ensemble(members)
+    step = graph(ensemble, x)
+    out, wanted = step(2 * x), torch.stack([m(2 * x) for m in members])
+    torch.testing.assert_close(out, wanted)
+    weights = list(ensemble.parameters())
+    theirs = torch.autograd.grad(ensemble(2 * x).square().sum(), weights)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), weights), theirs)
 
 
 def test_stale_backward_passes_are_refused(device):

@@ -61,7 +61,10 @@ class Graphed:
         return torch.autograd.grad(outputs, wanted, grads, allow_unused=True, retain_graph=True)
 
     def _warm_up(self, runs: int, writes: bool) -> list[int]:
-        """Run on a side stream, the last time with checks; return which captured tensors are written to."""
+        """Run on a side stream, the last time with checks; return which captured tensors are written to.
+
+        Tensors made in inference mode do not tell: if anything is written, they may be.
+        """
         side = torch.cuda.Stream(self.device)
         before = [_version(b) for b in self.buffers]
         values = {i: self.buffers[i].detach().clone() for i, _ in self.held} if writes else {}
@@ -75,9 +78,18 @@ class Graphed:
                         outputs, tracked = self._run()
                         if tracked:
                             self._differentiate(tracked, [torch.zeros_like(o) for o in tracked])
+        except RuntimeError as error:
+            if isinstance(error, CaptureError | torch.OutOfMemoryError):
+                raise
+            reason = str(error).partition("\n")[
+                0
+            ]  # a leaf is written to, where the function has written to another tensor
+            raise refusal(f"the function fails on tensors of the graph's own ({reason})") from error
         finally:
             self.stream.wait_stream(side)
-            changed = [i for i, b in enumerate(self.buffers) if _version(b) != before[i]]
+            changed = [
+                i for i, b in enumerate(self.buffers) if _version(b) != before[i] or (writes and b.is_inference())
+            ]
             with torch.no_grad():
                 for i in values.keys() & set(changed):
                     self.buffers[i].copy_(values[i])
