@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import memory
@@ -18,8 +19,6 @@ def test_no_more_memory_than_by_hand(name):
 
 def test_an_expanded_operand_is_seen():
     """The measure itself: what a materialised operand costs is more than what a shared one does."""
-    import torch
-
     x, row = torch.randn(16, 32), torch.randn(32)
     lean = memory.used(lambda: x * row)
     copied = memory.used(lambda: x * row.expand(16, 32).contiguous())
@@ -41,3 +40,22 @@ def test_one_command(tmp_path, capsys):
     assert "<svg" in picture.read_text()
     bench.main(["--from", str(figures)])
     assert capsys.readouterr().out == printed
+
+
+def test_the_suite_for_gpus_runs_without_one(capsys):
+    bench.main(["cuda", "--device", "cpu", "--quick", "--rows", "^(launches|entry|attention)"])
+    printed = capsys.readouterr().out
+    assert "| launches: add, 100 ops |" in printed and "| entry: dot |" in printed
+    assert "attention, causal, with gradients" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
+def test_the_suite_for_gpus_says_what_it_lacks(capsys):
+    bench.main(["cuda"])
+    assert "no CUDA device" in capsys.readouterr().out
+
+
+@pytest.mark.cuda
+def test_the_suite_for_gpus(capsys):
+    bench.main(["cuda", "--quick", "--rows", "^(launches|entry|attention)"])
+    assert "graph by hand" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import captured, gradients, layers, linalg, memory, overhead
+from tests.benchmarks import captured, cuda, gradients, layers, linalg, memory, overhead
 from tests.benchmarks.report import machine, plot, table
 from tests.benchmarks.timing import Row, measure
 
@@ -31,29 +31,39 @@ SUITES: dict[str, Callable[[], list[Row]]] = {
     "inductor": captured.inductor_rows,
 }
 DEFAULT = [name for name in SUITES if name != "inductor"] + ["memory"]  # inductor wants minutes and a compiler
+NAMES = [*SUITES, "memory", "cuda"]
 
 
-def results_of(suite: str, pattern: str, quick: bool) -> list[dict[str, Any]]:
+def results_of(suite: str, pattern: str, quick: bool, device: str) -> list[dict[str, Any]]:
     """Return a suite's results: a dict a row."""
     if suite == "memory":
         return [r for r in memory.measure() if re.search(pattern, r["row"])]
-    return [measure(row, quick) for row in SUITES[suite]() if re.search(pattern, row.name)]
+    rows = cuda.rows(device) if suite == "cuda" else SUITES[suite]()
+    return [measure(row, quick) for row in rows if re.search(pattern, row.name)]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the suites and print their tables."""
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("suites", nargs="*", help=f"of {', '.join([*SUITES, 'memory'])}; without: all but inductor")
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(NAMES)}; without: all but inductor and cuda")
     parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
     parser.add_argument("--quick", action="store_true", help="one call each: to see that it runs")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="FILE", help="also draw them (.svg or .png); needs matplotlib")
     parser.add_argument("--page", metavar="FILE", help="also write the tables to this Markdown file, with the date")
     parser.add_argument("--from", dest="source", metavar="FILE", help="take the figures from a file that --json wrote")
+    parser.add_argument(
+        "--device", default="cuda", help="where the suite cuda runs; cpu shows that it works, without graphs"
+    )
     options = parser.parse_args(arguments)
-    unknown = set(options.suites) - {*SUITES, "memory"}
+    unknown = set(options.suites) - {*NAMES}
     if unknown:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
+    if "cuda" in options.suites and options.device == "cuda" and not torch.cuda.is_available():
+        print("cuda: PyTorch sees no CUDA device here. --device cpu --quick shows that the suite runs.")
+        options.suites.remove("cuda")
+        if not options.suites:
+            return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peer says where it loops
     taken: dict[str, Any] = {"machine": machine(), "date": datetime.date.today().isoformat(), "suites": {}}
@@ -63,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     page = [f"{taken['machine']}, 1 thread; microseconds (memory: bytes)"]
     print(page[0])
     for suite in list(taken["suites"]) if options.source else options.suites or DEFAULT:
-        results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick)
+        results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick, options.device)
         if results:
             taken["suites"][suite] = results
             page.append(f"\n## {suite}\n\n{table(results)}")

@@ -19,8 +19,6 @@ from tests.benchmarks.timing import Row, Run
 OURS = SimpleNamespace(vmap=vmap_core.vmap, grad=vmap_autograd.grad)
 Mapped = Callable[[Any], Callable[..., Any]]
 
-X, Y, W = torch.randn(8, 5), torch.randn(8, 5), torch.randn(5, 5)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -37,7 +35,7 @@ class Case:
     mapped: Mapped
     by_hand: Callable[..., Any]
     operations: int
-    args: tuple[Any, ...] = (X, Y)
+    args: tuple[Any, ...]
     in_jax: bool = False
 
 
@@ -50,11 +48,6 @@ def chain(step: Callable[..., Any], length: int) -> Callable[..., Any]:
         return x
 
     return run
-
-
-def _steps(step: Any, length: int, batched: Any = None, operations: int = 0, in_jax: bool = False) -> Case:
-    sample, by_hand = chain(step, length), chain(batched or step, length)
-    return Case(lambda api: api.vmap(sample), by_hand, operations or length, in_jax=in_jax)
 
 
 def _ensemble() -> Case:
@@ -83,24 +76,30 @@ def _gradients_by_hand(w: Any, v: Any, x: Any, t: Any) -> Any:
 def cases() -> dict[str, Case]:
     """Return the cases by name."""
     torch.manual_seed(0)
+    x0, y0, weight = torch.randn(8, 5), torch.randn(8, 5), torch.randn(5, 5)
+
+    def steps(step: Any, length: int, batched: Any = None, operations: int = 0, in_jax: bool = False) -> Case:
+        sample, by_hand = chain(step, length), chain(batched or step, length)
+        return Case(lambda api: api.vmap(sample), by_hand, operations or length, (x0, y0), in_jax)
+
     spd = torch.eye(6) + torch.randn(8, 6, 6).square() * 0.01
     return {
-        "entry: dot": Case(lambda api: api.vmap(torch.dot), torch.linalg.vecdot, 1),
-        "operators: x*y+y, 100 ops": _steps(lambda x, y: x * y + y, 50, operations=100, in_jax=True),
-        "torch.sin, 100 ops": _steps(lambda x, y: torch.sin(x), 100),
-        "methods: x.mul(y), 100 ops": _steps(lambda x, y: x.mul(y), 100),
-        "with a number: x*0.5+1, 100 ops": _steps(lambda x, y: x * 0.5 + 1, 50, operations=100, in_jax=True),
-        "reductions: x-x.sum(), 100 ops": _steps(
+        "entry: dot": Case(lambda api: api.vmap(torch.dot), torch.linalg.vecdot, 1, (x0, y0)),
+        "operators: x*y+y, 100 ops": steps(lambda x, y: x * y + y, 50, operations=100, in_jax=True),
+        "torch.sin, 100 ops": steps(lambda x, y: torch.sin(x), 100),
+        "methods: x.mul(y), 100 ops": steps(lambda x, y: x.mul(y), 100),
+        "with a number: x*0.5+1, 100 ops": steps(lambda x, y: x * 0.5 + 1, 50, operations=100, in_jax=True),
+        "reductions: x-x.sum(), 100 ops": steps(
             lambda x, y: x - x.sum(0), 50, lambda x, y: x - x.sum(1, keepdim=True), 100, in_jax=True
         ),
-        "views: x.unsqueeze(1).squeeze(1), 100 ops": _steps(
+        "views: x.unsqueeze(1).squeeze(1), 100 ops": steps(
             lambda x, y: x.unsqueeze(1).squeeze(1), 50, lambda x, y: x.unsqueeze(2).squeeze(2), 100
         ),
-        "indexing: x[1:], cat, 99 ops": _steps(
+        "indexing: x[1:], cat, 99 ops": steps(
             lambda x, y: torch.cat([x[1:], x[:1]]), 33, lambda x, y: torch.cat([x[:, 1:], x[:, :1]], 1), 99
         ),
-        "matmul: W @ x, 50 ops": _steps(lambda x, y: W @ x, 50, lambda x, y: x @ W.T),
-        "linear + softmax, 50 ops": _steps(lambda x, y: softmax(linear(x, W), -1), 25, operations=50),
+        "matmul: W @ x, 50 ops": steps(lambda x, y: weight @ x, 50, lambda x, y: x @ weight.T),
+        "linear + softmax, 50 ops": steps(lambda x, y: softmax(linear(x, weight), -1), 25, operations=50),
         "nested: cosine of all pairs": Case(
             lambda api: api.vmap(
                 api.vmap(lambda x, y: x @ y / (x.norm() * y.norm()), in_dims=(None, 0)), in_dims=(0, None)
@@ -113,6 +112,7 @@ def cases() -> dict[str, Case]:
             lambda api: api.vmap(chain(lambda x, y: torch.tanh(x) * y, 10), in_dims=1, out_dims=1),
             chain(lambda x, y: torch.tanh(x) * y, 10),
             20,
+            (x0, y0),
         ),
         "ensemble of 10 linear layers": _ensemble(),
         "per-sample gradients, two layers": Case(

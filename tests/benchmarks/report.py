@@ -14,7 +14,7 @@ import torch
 RATIOS = (
     ("ours", "torch.func"), ("ours", "by hand"), ("loop", "ours"), ("program", "by hand"), ("compile", "by hand"),
     ("ours, inductor", "torch.compile by hand"), ("ours, inductor", "jax.jit"), ("moved, ours", "moved, by hand"),
-    ("peak, ours", "peak, by hand"),
+    ("peak, ours", "peak, by hand"), ("graph", "graph by hand"), ("ours", "graph"),
 )  # fmt: skip
 _NO_TIMES = ("row", "operations")
 _ORDER = (
@@ -37,6 +37,8 @@ def machine() -> str:
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
+    if torch.cuda.is_available():
+        model = f"{torch.cuda.get_device_name()}, {model}"
     return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
 
 

@@ -195,8 +195,54 @@ def test_dtypes_on_cuda(name, dtype):
     f, shapes = CASES[name]
     with FakeTensorMode(), autocast_on_cuda(dtype):
         wanted = f(*(torch.empty(s, device="cuda") for s in shapes))
-        out = vmap(f)(*(torch.empty(3, *s, device="cuda") for s in shapes))
-    assert (out.dtype, out.shape) == (wanted.dtype, (3, *wanted.shape))
+        for _ in range(2):  # the second time by what the first one has learnt
+            out = vmap(f)(*(torch.empty(3, *s, device="cuda") for s in shapes))
+            assert (out.dtype, out.shape) == (wanted.dtype, (3, *wanted.shape))
+
+
+@pytest.mark.parametrize("name", ["matmul", "linear", "softmax, 16 bits", "sum", "add", "conv2d"])
+def test_dtypes_on_cuda_at_any_depth(name):
+    f, shapes = CASES[name]
+
+    def inner(*args):
+        with autocast_on_cuda(torch.float16):
+            return f(*args)
+
+    with FakeTensorMode():
+        wanted = inner(*(torch.empty(s, device="cuda") for s in shapes))
+        args = [torch.empty(2, *s[:1], 3, *s[1:], device="cuda") for s in shapes]
+        out = vmap(vmap(inner, in_dims=1))(*args)
+        assert (out.dtype, out.shape) == (wanted.dtype, (2, 3, *wanted.shape))
+        one = torch.empty(3, *shapes[0], device="cuda")
+        rest = [torch.empty(s, device="cuda") for s in shapes[1:]]
+        out = vmap(inner, in_dims=(0, *[None] * len(rest)))(one, *rest)
+        assert (out.dtype, out.shape) == (wanted.dtype, (3, *wanted.shape))
+    assert not torch.is_autocast_enabled("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("place", ["inside", "around"])
+def test_values_on_cuda(name, place):
+    f, shapes = CASES[name]
+    args = [torch.randn(3, *s, device="cuda") for s in shapes]
+
+    def run(mapped):
+        with torch.autocast("cuda", torch.float16):
+            return mapped(*args)
+
+    def inner(*args):
+        with torch.autocast("cuda", torch.float16):
+            return f(*args)
+
+    LOW.append(torch.float16)
+    try:
+        out = run(vmap(f)) if place == "around" else vmap(inner)(*args)
+        wanted = run(lambda *args: torch.stack([f(*row) for row in zip(*args, strict=True)]))
+    finally:
+        LOW.pop()
+    assert out.dtype == wanted.dtype
+    torch.testing.assert_close(out, wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_switched_off_inside():

@@ -1,11 +1,13 @@
 """chunk_size: the result is that of one piece, and the randomness what its mode says."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
 
-from vmap_core import vmap
+from vmap_core import _memory, vmap
+from vmap_core._chunking import _Measured
 from vmap_core._level import current_levels
 
 SIZES = [0, 1, 3, 5]
@@ -167,11 +169,9 @@ def test_auto_counts_what_is_kept_and_not_what_is_freed():
     def kept(x):
         return [x + i for i in range(50)]
 
-    from vmap_core._memory import Meter
-
-    with Meter() as freed:
+    with _memory.Meter() as freed:
         vmap(chain)(x)
-    with Meter() as alive:
+    with _memory.Meter() as alive:
         vmap(kept)(x)
     assert freed.peak == 2 * x.nbytes
     assert alive.peak == 50 * x.nbytes
@@ -187,6 +187,94 @@ def test_auto_halves_where_memory_runs_out():
         vmap(Sizes(fail_above=0), chunk_size="auto")(x)
     with pytest.raises(ValueError, match="other"):
         vmap(lambda x: (_ for _ in ()).throw(ValueError("other")), chunk_size="auto")(x)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What PyTorch says of a GPU's memory."""
+    log = []
+    says = {
+        "is_initialized": lambda: True,
+        "mem_get_info": lambda device: (6000, 80000),
+        "memory_reserved": lambda device: 5000,
+        "memory_allocated": lambda device: 1000,
+        "empty_cache": lambda: log.append("emptied"),
+    }
+    for name, answer in says.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return log
+
+
+def test_auto_asks_for_the_free_memory_of_a_gpu(gpu):
+    cuda, host = torch.device("cuda", 0), torch.device("cpu")
+    assert _memory.free_bytes(cuda) == 6000 + 5000 - 1000
+    with _memory.Meter() as meter:
+        torch.empty(3) + torch.ones(4)[:1]  # 12 and 16 bytes, 12 for the sum
+        meter._count(cuda, 1600)  # as an operation on a GPU would
+        meter._count(cuda, -1600)
+    assert meter.peaks == {cuda: 1600, host: 40} and meter.peak == 1600
+    chunks = _Measured(100, [], None)
+    assert chunks._times(meter) == 0.5 * 10000 / 1600  # the host has more room
+    assert _Measured(100, [], 3200)._times(meter) == 2
+    assert _Measured(100, [], None)._times(_memory.Meter()) == 100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_auto_empties_the_cache_before_it_tries_again(gpu, error):
+    kept = []
+
+    class Big:
+        """What a call that fails leaves in a cycle."""
+
+    def f(x):
+        size = x._value.shape[x._bdim]
+        gpu.append(size)
+        big = Big()
+        big.me = big
+        kept.append(weakref.ref(big))
+        if size > 30:
+            raise type(error)(*error.args)
+        return x + 1
+
+    x = torch.randn(100, 2)
+    torch.testing.assert_close(vmap(f, chunk_size="auto", memory_budget=10**9)(x), x + 1)
+    assert gpu == [8, 92, "emptied", 46, "emptied", 23, 23, 23, 23]
+    assert kept[1]() is None and kept[2]() is None
+
+
+@pytest.mark.cuda
+def test_auto_on_a_gpu():
+    free = _memory.free_bytes(torch.device("cuda"))
+    x = torch.ones(64, 1024, 1024, device="cuda")  # 4 MiB a sample
+    copies = int(1.5 * free / x.nbytes) + 1
+
+    def f(x):  # for all samples at once there is no room
+        return sum([x + i for i in range(copies)][-1:])[0, 0]
+
+    out = vmap(f, chunk_size="auto")(x)
+    assert out.tolist() == [float(copies)] * 64
+
+
+@pytest.mark.cuda
+def test_auto_recovers_on_a_gpu():
+    seen = []
+
+    def f(x):
+        seen.append(x._value.shape[x._bdim])
+        if seen[-1] > 20:
+            torch.empty(2**50, dtype=torch.uint8, device="cuda")
+        return x * 2
+
+    x = torch.ones(64, 4, device="cuda")
+    assert torch.equal(vmap(f, chunk_size="auto")(x), 2 * x)
+    assert seen == [8, 56, 28, 14, 14, 14, 14]
 
 
 def test_auto_does_not_write_twice():

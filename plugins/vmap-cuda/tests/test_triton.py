@@ -10,7 +10,9 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install vmap-cuda[triton]")
 import triton.language as tl  # noqa: E402
 
-from vmap_core import InplaceError, UnsupportedError, capture, vmap  # noqa: E402
+import vmap_cuda  # noqa: E402
+from vmap_core import FallbackWarning, InplaceError, UnsupportedError, capture, vmap  # noqa: E402
+from vmap_core.extend import RulePack, register, unregister  # noqa: E402
 from vmap_cuda import triton_rule  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -276,6 +278,58 @@ def test_captured_programs_repeat_launches():
     torch.testing.assert_close(program(y), 3 * y)
     assert "launch" in str(program)
     torch.testing.assert_close(program(x), 3 * x)
+
+
+def test_autograd_knows_what_is_written():
+    x, w = randn(3, 4), randn(4).requires_grad_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        vmap(lambda row: _squared_then_written(row, w))(x).sum().backward()
+
+
+def _squared_then_written(row, w):
+    y = row * 1.0
+    out = y * w
+    increment_kernel[(4,)](y, torch.ones((), device=DEVICE))
+    return out
+
+
+@torch.library.custom_op("vmap_cuda_tests::scale", mutates_args=())
+def scale_op(x: torch.Tensor) -> torch.Tensor:
+    return scale(x)
+
+
+@pytest.mark.cuda
+def test_cuda_graphs_repeat_launches():
+    for f, make in SAMPLES.values():
+        x, y = make(3), make(3)
+        step = vmap_cuda.graph(vmap(f), x)
+        torch.testing.assert_close(step(y), vmap(f)(y), rtol=0, atol=0)
+        torch.testing.assert_close(step(x), vmap(f)(x), rtol=0, atol=0)
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return scale(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return scale(grad)
+
+
+def test_custom_operators_around_kernels():
+    x = randn(2, 3, 4).requires_grad_()
+    with pytest.warns(FallbackWarning, match="scale"):  # they hide the launch
+        torch.testing.assert_close(vmap(scale_op)(x[0].detach()), 3 * x[0])
+    own = RulePack("vmap_cuda_tests")
+    own.composite(scale_op)(Scale.apply)  # says what they do
+    register(own)
+    try:
+        out = vmap(vmap(scale_op), in_dims=1, out_dims=1)(x)
+    finally:
+        unregister("vmap_cuda_tests")
+    torch.testing.assert_close(out, 3 * x)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], torch.full_like(x, 3))
 
 
 COMPILE = """

@@ -98,7 +98,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
             watch = _Watch()
             with _uncached():
                 out = _lower.run_lowered(level, watch.over(native), args, kwargs, mutates=mutates)
-            if is_composite and not watch.casts:
+            if is_composite and not watch.casts and not any(map(_may_be_told_a_dtype, tensors)):
                 known[key] = Casts()  # nor does any of its parts need one
             return out
         if any(casts.dtypes):
@@ -114,6 +114,12 @@ def _traits(x: Any) -> tuple[torch.dtype, torch.device]:
     while type(x) is BatchedTensor:
         x = x._value
     return x.dtype, x.device
+
+
+def _may_be_told_a_dtype(x: Any) -> bool:
+    """Tell whether autocast may hand an operator on a tensor a dtype, where it casts nothing; on the CPU it never does."""
+    dtype, device = _traits(x)
+    return device.type != "cpu" and dtype.is_floating_point and dtype.itemsize < 4
 
 
 def _emits_itself(level: Level, op: OpOverload) -> bool:
@@ -229,24 +235,37 @@ def _learn(op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: A
     if not any(_has_kernel(op, f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
         return None if _has_kernel(op, "CompositeImplicitAutograd") else Casts()
 
-    def watch(dtypes: Any) -> tuple[Any, list[torch.dtype | None]]:
+    def watch(dtypes: Any, **options: Any) -> tuple[Any, list[torch.dtype | None]]:
         new = [_stand_in(t, d or t.dtype) for t, d in zip(tensors, dtypes, strict=True)]
         watch = _WatchFirst()
         own_args, own_kwargs = _with(iter(new), args, kwargs)
         with torch._C.DisableTorchFunction(), contextlib.suppress(_Seen):
-            watch.over(native)(*own_args, **own_kwargs)
+            watch.over(native)(*own_args, **own_kwargs, **options)
         return watch.first, [watch.casts.get(id(x)) for x in new]
 
     with _uncached(), torch.no_grad():
         first, dtypes = watch([None] * len(tensors))
         with torch._C._ExcludeDispatchKeyGuard(KEYS):
             again, more = watch(dtypes)
+            if again != first and _takes_dtype(op, args, kwargs):  # what its parts are told may follow from it
+                told, _ = watch(dtypes, **_FLOAT)
+                if told == first:
+                    return Casts(tuple(dtypes), _FLOAT)
     if first is None or again is None or any(more) or first[:2] != again[:2]:
         return None
     if first[2] == again[2]:
         return Casts(tuple(dtypes))
     options = {k: v for k, v in first[2].items() if k not in again[2]}
     return Casts(tuple(dtypes), options) if first[0] is op and first[2] == {**again[2], **options} else None
+
+
+_FLOAT = {"dtype": torch.float32}
+
+
+def _takes_dtype(op: OpOverload, args: Any, kwargs: Any) -> bool:
+    """Tell whether an operator could be given a dtype, and is not."""
+    names = [a.name for a in op._schema.arguments]
+    return "dtype" in names and names.index("dtype") >= len(args) and kwargs.get("dtype") is None
 
 
 def _has_kernel(op: OpOverload, key: str) -> bool:

@@ -96,21 +96,27 @@ class _Measured(_Fixed):
         self.total = total
         self.tensors = [t for t in leaves if isinstance(t, Tensor)]
         self.budget = budget
-        self.measured = False
+        self.measured = self.failed = False
 
     def call(self, run: Callable[..., Any], length: int, chunk: list[Any]) -> Any:
+        if self.failed:  # only now are the frames of the call that failed gone
+            _memory.reclaim()
+            self.failed = False
         self.versions = [t._version for t in self.tensors if not t.is_inference()]
         if self.measured or length == self.total:
             return run(length, chunk)
         with _memory.Meter() as meter:
             out = run(length, chunk)
         self.measured = True
-        budget = self.budget
-        if budget is None:
-            devices = {t.device for t in self.tensors} or {torch.device("cpu")}
-            budget = int(_memory.SHARE * _memory.free_bytes(devices))
-        self.size = max(1, budget * max(length, 1) // max(meter.peak, 1))
+        self.size = max(1, int(max(length, 1) * self._times(meter)))
         return out
+
+    def _times(self, meter: _memory.Meter) -> float:
+        """Return how many times what the meter has seen there is room for."""
+        if self.budget is not None:
+            return self.budget / max(meter.peak, 1)
+        peaks = {device: peak for device, peak in meter.peaks.items() if peak}
+        return min((_memory.SHARE * _memory.free_bytes(d) / p for d, p in peaks.items()), default=self.total)
 
     def shrink(self, error: BaseException, length: int) -> bool:
         """Go on with half as many samples, if memory ran out and nothing has been written yet."""
@@ -123,7 +129,7 @@ class _Measured(_Fixed):
             )
             return False
         self.size = length // 2
-        self.measured = True
+        self.measured = self.failed = True
         return True
 
 

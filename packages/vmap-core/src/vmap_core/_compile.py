@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch.fx import GraphModule
 
 from . import _autocast, _tree
+from ._backends import hand_over
 from ._capture import record
 from ._dynamo import graph_break
 from ._errors import CaptureError, CaptureWarning, function_name
@@ -180,28 +180,7 @@ class _Cache:
         switches = any(node.target is _autocast.set_state for node in program.graph_module.graph.nodes)
         if self.backend == "eager" or holds_generator or switches:
             return program.graph_module, None
-        graph_module, takes = used_inputs(program.graph_module)
-        inputs = [(leaves + program.captured)[i] for i in takes]
-        backend = self.backend
-        if isinstance(backend, str):
-            from torch._dynamo import lookup_backend  # takes seconds to import
-
-            backend = lookup_backend(backend)
-        return backend(graph_module, inputs), takes
-
-
-def used_inputs(graph_module: GraphModule) -> tuple[GraphModule, list[int]]:
-    """Return a copy of a graph that takes only the inputs it uses, and which ones these are."""
-    graph = torch.fx.Graph()
-    made = graph.graph_copy(graph_module.graph, {})
-    graph.output(made)
-    takes = []
-    for i, node in enumerate([n for n in graph.nodes if n.op == "placeholder"]):
-        if node.users:
-            takes.append(i)
-        else:
-            graph.erase_node(node)
-    return GraphModule(graph_module, graph), takes
+        return hand_over(program, self.backend, leaves)
 
 
 def _hashable(spec: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         peak: the most so far.
+        peaks: the most so far on each device.
     """
 
     def __init__(self) -> None:
         """Start at nothing."""
         super().__init__()
         self.alive = self.peak = 0
+        self.peaks: dict[torch.device, int] = {}
+        self._alive_on: dict[torch.device, int] = {}
         self._owners: dict[int, int] = {}  # tensors of each storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,17 +47,22 @@ class Meter(TorchDispatchMode):
                 if key in given and key not in self._owners:
                     continue  # a view of what was there before
                 if key not in self._owners:
-                    self.alive += size
-                    self.peak = max(self.peak, self.alive)
+                    self._count(t.device, size)
                 self._owners[key] = self._owners.get(key, 0) + 1
-                weakref.finalize(t, self._freed, key, size).atexit = False
+                weakref.finalize(t, self._freed, key, t.device, size).atexit = False
         return out
 
-    def _freed(self, key: int, size: int) -> None:
+    def _count(self, device: torch.device, size: int) -> None:
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        self._alive_on[device] = self._alive_on.get(device, 0) + size
+        self.peaks[device] = max(self.peaks.get(device, 0), self._alive_on[device])
+
+    def _freed(self, key: int, device: torch.device, size: int) -> None:
         self._owners[key] -= 1
         if not self._owners[key]:
             del self._owners[key]
-            self.alive -= size
+            self._count(device, -size)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,12 +70,8 @@ class Meter(TorchDispatchMode):
         return False
 
 
-def free_bytes(devices: Iterable[torch.device]) -> int:
-    """Return the bytes that are free on the scarcest of some devices."""
-    return min(_free(device) for device in devices)
-
-
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that are free on a device; those that PyTorch has reserved and does not use are."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
@@ -83,4 +87,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+# What PyTorch's allocator for the CPU says, CUDA itself, and a library that allocates for itself.
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+
+
+def reclaim() -> None:
+    """Give back what nobody uses: what failed before may have left tensors in cycles, and the allocator pieces."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

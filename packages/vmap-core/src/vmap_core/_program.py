@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
 from . import _autocast, _tree
+from ._backends import hand_over
 from ._dynamo import graph_break
 from ._errors import CaptureError
 from ._record import Recorder
@@ -91,9 +93,42 @@ class Program:
         Raises:
             CaptureError: the arguments, or PyTorch's state, are not of the kind that was captured.
         """
-        if self.flat:
-            if not kwargs and len(args) == len(self.leaves):
-                return self._replay(*args)
+        if self.flat and not kwargs and len(args) == len(self.leaves):
+            return self._replay(*args)
+        return self._replay(*self._take_apart(args, kwargs))
+
+    def run_by(self, backend: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
+        """Return a program for the same arguments and results, whose operations a backend runs.
+
+        Args:
+            backend: a backend of torch.compile, by name or as a function ``(graph_module, example_inputs) -> callable``.
+                The inputs are tensors; the graph's placeholders of captured ones have a true ``meta["captured"]``.
+            args: arguments as the program takes them, for the backend to look at.
+            kwargs: keyword arguments, likewise.
+
+        Raises:
+            CaptureError: the arguments, or PyTorch's state, are not of the kind that was captured.
+
+        Examples:
+            >>> import torch
+            >>> from vmap_core import capture, vmap
+            >>> def show(graph_module, example_inputs):
+            ...     return lambda *inputs: print("a call") or graph_module(*inputs)
+            >>> x = torch.ones(4, 3)
+            >>> capture(vmap(torch.sum), x).run_by(show, x)(2 * x)
+            a call
+            tensor([6., 6., 6., 6.])
+        """
+        leaves = list(self._take_apart(args, kwargs))
+        if [*map(traits, leaves)] != self._traits or ambient() != self._ambient or not self.captured_fit():
+            self._misfit(*leaves)
+        other = copy.copy(self)
+        other._replay = self.bind(*hand_over(self, backend, leaves), self._misfit)
+        return other
+
+    def _take_apart(self, args: Any, kwargs: Any) -> Any:
+        """Return the leaves of arguments."""
+        if self.flat and (kwargs or len(args) != len(self.leaves)):
             raise CaptureError(f"vmap: the program of {self.name} takes {len(self.leaves)} positional arguments.")
         leaves = self.unpack(args, kwargs)
         if leaves is None:
@@ -101,7 +136,7 @@ class Program:
                 f"vmap: the arguments have another structure than those that the program of {self.name} was captured "
                 f"with. Instead: capture again, or use vmap_core.compile."
             )
-        return self._replay(*leaves)
+        return leaves
 
     def _misfit(self, *leaves: Any) -> Any:
         """Say in what way arguments do not fit."""
@@ -119,6 +154,11 @@ class Program:
         for what, wanted, got in zip(states, self._ambient, ambient(), strict=True):
             if wanted != got:
                 raise CaptureError(f"{head} {what} {wanted}, and is called with {got}. {hint}")
+        if any(type(x) is BatchedTensor for x in leaves):
+            raise CaptureError(
+                f"vmap: the program of {self.name} is run by a backend, which takes no batched tensors. Instead: in a mapped "
+                f"function, call the program that capture returned."
+            )
         raise CaptureError(f"{head} captured tensors of another shape, dtype or requires_grad. {hint}")
 
     def result(self, tensors: Any) -> Any:

@@ -18,7 +18,7 @@ class Values:
 
     A node's ``meta`` holds: ``leads``, whether an argument may lead to an input or captured tensor that requires grad;
     ``tracked``, whether the result may; ``grad`` and ``autocast``, the state it ran in; ``impure``, whether it writes or draws;
-    ``shape``, ``dtype`` and ``stride`` of a tensor.
+    ``shape``, ``dtype`` and ``stride`` of a tensor; ``captured``, whether a placeholder is for a tensor from outside.
 
     Attributes:
         graph: the graph so far.
@@ -128,6 +128,7 @@ class Values:
         if made or type(x) not in (Tensor, torch.nn.Parameter):
             raise self.refusal(f"a {type(x).__name__} of shape {tuple(x.shape)} was made in a way that no call shows")
         node = self._placeholder(f"captured_{len(self.captured)}", x)
+        node.meta["captured"] = True
         self.captured.append((x, node))
         self._know(x, node)
         return node

@@ -14,9 +14,10 @@ from . import (
     streams,
     triton_kernels,
 )
+from .graphs import graph, graph_backend
 from .triton_kernels import triton_rule
 
-__all__ = ["triton_rule", "vmap_rules"]
+__all__ = ["graph", "graph_backend", "triton_rule", "vmap_rules"]
 
 MODULES = (
     attention,

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vmap_core.extend import BatchedTensor, InplaceError, RulePack, UnsupportedError, promote, unrepeated, user_location
@@ -65,7 +66,8 @@ def triton_rule(
 
     The kernel for one sample gets one more grid axis, folded into the first, and each pointer to batched data a batch
     stride; nested levels add axes. Values and shapes are those of the loop over the samples, by the same code. As
-    outside vmap, autograd sees nothing of a launch: wrap it in a ``torch.autograd.Function`` for gradients.
+    outside vmap, autograd sees nothing of a launch but that its targets are written to: wrap it in a
+    ``torch.autograd.Function`` for gradients.
 
     Args:
         kernel: a function decorated with ``triton.jit``, also under ``triton.autotune`` or ``triton.heuristics``.
@@ -125,7 +127,7 @@ class _Launch:
         if has_torch_function(tensors):
             return handle_torch_function(self, tensors, rule, grid, given, axes)
         if not axes:
-            return rule.kernel[grid](**given)
+            return self.written(rule, given, rule.kernel[grid](**given))
         samples = math.prod(size for size, _ in axes)
         if not samples:
             return None
@@ -139,7 +141,13 @@ class _Launch:
             firsts[name] = _first_sample(given[name], dims)
             self.check(rule, name, firsts[name], zip(axes, strides, strict=True))
         kernel = _source().batched(rule.kernel, pointers, len(axes))
-        return kernel[_longer(grid, samples)](**{**given, **firsts}, **numbers)
+        return self.written(rule, given, kernel[_longer(grid, samples)](**{**given, **firsts}, **numbers))
+
+    def written(self, rule: TritonRule, given: dict[str, Any], out: Any) -> Any:
+        """Tell autograd, and whoever else looks, what a launch has written to."""
+        targets = (given.get(name) for name in rule.mutates_args)
+        increment_version([t for t in targets if isinstance(t, Tensor) and not t.is_inference()])
+        return out
 
     def check(self, rule: TritonRule, name: str, sample: Tensor, axes: Iterable[tuple[Axis, int]]) -> None:
         """Raise where a kernel may not do for samples in a batch what it does for one."""
