@@ -161,7 +161,9 @@ def test_site_builds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", [vmap_core, vmap_core.extend, vmap_core.testing, vmap_autograd, vmap_cuda, vmap_nn], ids=lambda m: m.__name__
+    "module",
+    [vmap_core, vmap_core.extend, vmap_core.testing, vmap_autograd, vmap_cuda, vmap_nn],
+    ids=lambda m: m.__name__,
 )
 def test_the_reference_names_everything_public(module):
     page = ROOT / f"docs/reference/{module.__name__.rpartition('.')[2].removeprefix('vmap_')}.md"

@@ -188,7 +188,8 @@ CASES = {
 def test_messages_are_the_peers(name):
     expected, got = call(torch.vmap, *CASES[name]), call(vmap, *CASES[name])
     assert expected is not None
-    assert type(got) is type(expected) and str(got) == str(expected)
+    # words: tensordict, where it has been imported, breaks the peer's lines elsewhere
+    assert type(got) is type(expected) and str(got).split() == str(expected).split()
 
 
 INSIDE = {

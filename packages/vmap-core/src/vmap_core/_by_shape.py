@@ -27,8 +27,11 @@ Known = tuple[Callable[[Any], Any], int]
 
 
 def by_shape(rule: RuleFunction) -> RuleFunction:
-    """Mark the rule of an operator on one tensor: its shape and the other arguments tell what the rule does."""
-    rule.by_shape = True  # type: ignore[attr-defined]
+    """Mark the rule of an operator on one tensor: its shape and the other arguments tell what the rule does.
+
+    The operation has no effect but its result, for one that raises is run again by the rule.
+    """
+    rule.by_shape = rule  # type: ignore[attr-defined]
     return rule
 
 

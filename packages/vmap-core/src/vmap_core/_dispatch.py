@@ -55,9 +55,10 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         args: its positional arguments, BatchedTensors among them.
         kwargs: its keyword arguments.
     """
-    key: Any = (func, *map(type, args))
     if kwargs:
-        key += (*kwargs, *map(type, kwargs.values()))
+        key: Any = (func, *map(type, args), *kwargs, *map(type, kwargs.values()))
+    else:
+        key = (func, type(args[0]), type(args[1])) if len(args) == 2 else (func, *map(type, args))
     plan = level.plans.get(key)
     if plan is None:
         listed = list in key or tuple in key
@@ -79,9 +80,15 @@ def by_elements(key: Any) -> Plan:
     """Make the plan of a call with lists: the types in a list, too, decide between overloads."""
     if key[1] is list and _LISTS.isdisjoint(key[2:]):  # one list, in front, as for cat and stack
         plans: dict[Any, Plan] = {}
+        all_batched = frozenset((BatchedTensor,))
 
         def plan_by_first(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            types = frozenset(map(type, args[0]))
+            for x in args[0]:
+                if type(x) is not BatchedTensor:
+                    types = frozenset(map(type, args[0]))
+                    break
+            else:
+                types = all_batched
             plan = plans.get(types)
             if plan is None:
                 plan = level.table.enter(

@@ -52,9 +52,14 @@ def by_shape_plan(function: Callable[..., Any], general: Plan, arrange: Arrange 
         except TypeError:  # a list of dims
             return general(level, args, kwargs)
         if found:
-            return make_batched(found[0](value), found[1], level)
-        if found is None:
+            operation, bdim = found
+            try:
+                return make_batched(operation(value), bdim, level)
+            except (RuntimeError, IndexError):
+                pass  # to be told in the sample's terms; or there is another way
+        elif found is None:
             ask(level, value.shape, key, args, kwargs)
+        del value  # what it shares memory with may matter, and this frame is none of it
         return general(level, args, kwargs)
 
     def ask(level: Level, shape: torch.Size, key: Any, args: Any, kwargs: Any) -> None:

@@ -78,17 +78,12 @@ def _is_ones(node: Node) -> bool:
     return node.target in (torch.ones, torch.ones_like) or "ones" in node.meta
 
 
-_VIEWS = {
-    torch.unsqueeze,
-    torch.squeeze,
-    torch.transpose,
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "view",
-    "reshape",
-    "transpose",
-}
+def _calls(*names: str) -> set[Any]:
+    """Return the targets of calls to what PyTorch has as a method and, mostly, as a function."""
+    return {*names, *(getattr(torch, name) for name in names if hasattr(torch, name))}
+
+
+_VIEWS = _calls("unsqueeze", "squeeze", "expand", "view", "reshape", "transpose")
 
 # Methods that give a tensor another shape, or another graph, in place.
 _CHANGE_METADATA = {
@@ -98,8 +93,8 @@ _CHANGE_METADATA = {
 
 
 def _keep_dim(node: Node) -> None:
-    """``sum(x, d).reshape(...)`` that puts the reduced dim back is ``sum(x, d, keepdim=True)``."""
-    if node.target not in ("reshape", "view") or len(node.args) < 2:
+    """``sum(x, d).unsqueeze(d)``, or another view that puts the reduced dim back, is ``sum(x, d, keepdim=True)``."""
+    if node.target not in ("reshape", "view", "unsqueeze") or len(node.args) < 2:
         return
     reduced = node.args[0]
     if not isinstance(reduced, Node) or reduced.target not in _KEEP_DIM or len(reduced.args) != 2 or reduced.kwargs:
@@ -118,7 +113,7 @@ def _keep_dim(node: Node) -> None:
         node.replace_all_uses_with(new)
 
 
-_KEEP_DIM = {torch.sum, torch.mean, torch.amax, torch.amin, torch.prod, torch.logsumexp, torch.all, torch.any}
+_KEEP_DIM = _calls("sum", "mean", "amax", "amin", "prod", "logsumexp", "all", "any")
 
 
 def _unpack_dim(node: Node) -> None:
@@ -129,7 +124,7 @@ def _unpack_dim(node: Node) -> None:
             node.args = (node.args[0], dim[0], *node.args[2:])
 
 
-_TAKES_DIM = {torch.sum, torch.mean, torch.amax, torch.amin, torch.logsumexp, torch.squeeze, "squeeze"}
+_TAKES_DIM = _calls("sum", "mean", "amax", "amin", "logsumexp", "squeeze")
 
 
 def _switch_grad_mode(graph: Graph, grad: bool) -> None:

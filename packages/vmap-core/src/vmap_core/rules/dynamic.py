@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, to_front
+from .._dims import ensure_bdim, pad_rank, to_front
 from .._errors import DataDependentError, user_location
 from .._read import every_sample
 from .._registry import RuleFunction, RulePack
@@ -103,12 +103,13 @@ def where(info, in_dims, x):
 @pack.rule(aten.masked_select.default)
 def masked_select(info, in_dims, x, mask):
     """(*), bool (*) -> (k): the elements where the mask is true."""
+    if in_dims[1] is None:  # what is selected is the same for all samples, even for none
+        x = to_front(x, in_dims[0])
+        shape = torch.broadcast_shapes(x.shape[1:], mask.shape)
+        return flat(pad_rank(x, 0, len(shape)).expand(x.shape[0], *shape), 0)[:, mask.expand(shape).flatten()], 0
     rank = max(t.ndim - (d is not None) for t, d in zip((x, mask), in_dims, strict=True))
-    x, mask = (ensure_bdim(t, d, info.batch_size) for t, d in zip((x, mask), in_dims, strict=True))
-    x, mask = (t.reshape(t.shape[0], *(1,) * (rank + 1 - t.ndim), *t.shape[1:]) for t in (x, mask))
-    x, mask = (t.flatten(1) if rank else t.unsqueeze(1) for t in torch.broadcast_tensors(x, mask))
-    if in_dims[1] is None:
-        return x[:, mask[0]] if info.batch_size else x[:, :0], 0
+    x, mask = (pad_rank(ensure_bdim(t, d, info.batch_size), 0, rank) for t, d in zip((x, mask), in_dims, strict=True))
+    x, mask = (flat(t, 0) for t in torch.broadcast_tensors(x, mask))
     k = _count(info, mask, "masked_select", "use torch.where(mask, x, 0), which keeps the shape")
     places, _ = nonzero_static(info, (0,), mask, size=k)
     return x.gather(1, places[:, :, 0]), 0

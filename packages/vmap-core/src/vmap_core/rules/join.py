@@ -28,14 +28,13 @@ def _to_one_bdim(info: Any, tensors: Any, dims: Any) -> tuple[list[Any], int]:
 def cat(info, in_dims, tensors, dim=0):
     """[(*, n_i, *), ...] -> (*, sum of n_i, *)."""
     dims = in_dims[0]
-    bdim, ndim = dims[0], tensors[0].ndim
-    if bdim is not None and 1 - ndim <= dim < ndim - 1:
-        for x, d in zip(tensors, dims):  # noqa: B905
-            if d != bdim or x.ndim != ndim:
-                break
-        else:
-            dim %= ndim - 1
-            return torch.cat(tensors, dim + (dim >= bdim)), bdim
+    bdim, rank = dims[0], tensors[0].ndim - 1
+    if bdim is not None and dims.count(bdim) == len(dims) and -rank <= dim < rank:
+        d = dim % rank
+        try:
+            return torch.cat(tensors, d + (d >= bdim)), bdim
+        except RuntimeError:
+            pass  # ranks differ, or it is told again in the sample's terms
     ranks = [x.ndim - (d is not None) for x, d in zip(tensors, dims, strict=True)]
     # cat skips tensors of shape (0,), whatever the rank of the others
     rank = max(ranks)

@@ -86,6 +86,8 @@ def view(info, x, shape):
     return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
 
 
+view.by_shape = _physical_view  # type: ignore[attr-defined]  # most samples can be viewed as they lie
+
 pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._methods import METADATA_METHODS
 from .._ownership import own_samples, own_samples_at, requires_grad_
 from .._registry import RuleFunction, RulePack
-from .._tensor import METADATA_METHODS
 
 pack = RulePack("core.tensor_methods")
 
