@@ -1,6 +1,8 @@
 """The benchmark runs, and memory is a promise: it does not depend on the machine."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -59,3 +61,13 @@ def test_the_suite_for_gpus_says_what_it_lacks(capsys):
 def test_the_suite_for_gpus(capsys):
     bench.main(["cuda", "--quick", "--rows", "^(launches|entry|attention)"])
     assert "graph by hand" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind, which counts, is not installed")
+def test_instructions_are_counted(capfd):
+    """The switches of PyTorch and the parts that callgrind writes fit together: one way costs more than another."""
+    assert bench.main(["overhead", "--rows", "^entry", "--instructions"]) == 0
+    printed = capfd.readouterr().out
+    by_hand, peer, ours = map(float, re.search(r"\| entry: dot \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)", printed).groups())
+    assert "thousands of instructions" in printed
+    assert 1 < by_hand < ours < peer

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import captured, cuda, gradients, layers, linalg, memory, overhead
+from tests.benchmarks import captured, cuda, gradients, instructions, layers, linalg, memory, overhead
 from tests.benchmarks.report import machine, plot, table
 from tests.benchmarks.timing import Row, measure
 
@@ -39,11 +39,12 @@ def results_of(suite: str, pattern: str, quick: bool, device: str) -> list[dict[
     if suite == "memory":
         return [r for r in memory.measure() if re.search(pattern, r["row"])]
     rows = cuda.rows(device) if suite == "cuda" else SUITES[suite]()
-    return [measure(row, quick) for row in rows if re.search(pattern, row.name)]
+    rows = [row for row in rows if re.search(pattern, row.name)]
+    return [instructions.measure(row) if instructions.are_counted() else measure(row, quick) for row in rows]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the suites and print their tables."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites and print their tables; return the exit status."""
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__.partition("\n")[0])
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(NAMES)}; without: all but inductor and cuda")
     parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--device", default="cuda", help="where the suite cuda runs; cpu shows that it works, without graphs"
     )
+    parser.add_argument(
+        "--instructions", action="store_true", help="count thousands of instructions instead of time; needs valgrind"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.suites) - {*NAMES}
     if unknown:
@@ -63,14 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
         print("cuda: PyTorch sees no CUDA device here. --device cpu --quick shows that the suite runs.")
         options.suites.remove("cuda")
         if not options.suites:
-            return
+            return 0
+    if options.instructions and not instructions.are_counted():
+        return instructions.run_counted(sys.argv[1:] if arguments is None else arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peer says where it loops
     taken: dict[str, Any] = {"machine": machine(), "date": datetime.date.today().isoformat(), "suites": {}}
     if options.source:
         with open(options.source) as file:
             taken = json.load(file)
-    page = [f"{taken['machine']}, 1 thread; microseconds (memory: bytes)"]
+    taken.setdefault("unit", "thousands of instructions" if options.instructions else "microseconds")
+    page = [f"{taken['machine']}, 1 thread; {taken['unit']} (memory: bytes)"]
     print(page[0])
     for suite in list(taken["suites"]) if options.source else options.suites or DEFAULT:
         results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick, options.device)
@@ -86,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             json.dump(taken, file, indent=1)
     if options.plot:
         plot(taken["suites"], options.plot)
+    return 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def by_shape_plan(function: Callable[..., Any], general: Plan, arrange: Arrange 
         if x._level is not level or bdim is None:
             return general(level, args, kwargs)
         value = x._value
-        key: Any = (bdim, value.shape if sized else value.ndim, args[1:])
+        key: Any = (bdim, value.shape if sized else value.ndim, args[1] if len(args) == 2 else args[1:])
         if kwargs:
             key += tuple(kwargs.values())
         try:
