@@ -15,7 +15,7 @@ from types import MethodDescriptorType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._C import _len_torch_function_stack
+from torch._C import _EnableTorchFunction, _len_torch_function_stack
 from torch._C import _pop_torch_function_stack as pop_mode
 from torch._C import _push_on_torch_function_stack as push_mode
 
@@ -54,13 +54,12 @@ def learn(
     """
     asked = _StandIn(shape)
     try:
-        with _no_modes():
+        with _EnableTorchFunction(), _no_modes():  # type: ignore[no-untyped-call]
             out, out_bdim = rule(level, (bdim, *(None,) * len(args)), asked, *args, **kwargs)
     except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
-        return True, None
-    if type(out) is not _Result or asked.operations != 1 or type(out_bdim) is not int:
-        return True, None
-    return asked.looked, (out.operation, out_bdim)
+        return asked.looked, None
+    one = type(out) is _Result and asked.operations == 1 and type(out_bdim) is int
+    return asked.looked, (out.operation, out_bdim) if one else None
 
 
 @contextmanager
@@ -106,7 +105,7 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Callable[..., _Result]:
         if not callable(getattr(torch.Tensor, name)):
-            raise AttributeError(name)
+            raise TypeError(f"a stand-in has no {name}")
         return lambda *args, **kwargs: self._keep(operator.methodcaller(name, *args, **kwargs), args, kwargs)
 
     def _keep(self, operation: Callable[[Any], Any], args: Any, kwargs: Any) -> _Result:
