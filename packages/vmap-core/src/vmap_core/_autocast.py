@@ -96,7 +96,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
         casts = known[key]
         if casts is None:
             watch = _Watch()
-            with _uncached():
+            with without_autocast_cache():
                 out = _lower.run_lowered(level, watch.over(native), args, kwargs, mutates=mutates)
             if is_composite and not watch.casts and not any(map(_may_be_told_a_dtype, tensors)):
                 known[key] = Casts()  # nor does any of its parts need one
@@ -243,7 +243,7 @@ def _learn(op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: A
             watch.over(native)(*own_args, **own_kwargs, **options)
         return watch.first, [watch.casts.get(id(x)) for x in new]
 
-    with _uncached(), torch.no_grad():
+    with without_autocast_cache(), torch.no_grad():
         first, dtypes = watch([None] * len(tensors))
         with torch._C._ExcludeDispatchKeyGuard(KEYS):
             again, more = watch(dtypes)
@@ -273,8 +273,11 @@ def _has_kernel(op: OpOverload, key: str) -> bool:
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
-    """Keep PyTorch from caching casts of lowered tensors, which it takes for weights."""
+def without_autocast_cache() -> Iterator[None]:
+    """Keep autocast from caching casts of weights within a ``with`` block.
+
+    A cast of a tensor that is gone after the block, or that only seems a leaf, must not be found later.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

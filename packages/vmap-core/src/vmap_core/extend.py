@@ -1,5 +1,6 @@
 """What the author of a rule pack needs; everything here is public API."""
 
+from ._autocast import without_autocast_cache
 from ._by_shape import by_shape
 from ._dims import (
     align,
@@ -84,6 +85,7 @@ __all__ = [
     "unrepeated",
     "unwrap",
     "user_location",
+    "without_autocast_cache",
     "wrap",
     "wrap_dim",
 ]

@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 from torch.fx import GraphModule
 
 from vmap_core import CaptureError
+from vmap_core.extend import without_autocast_cache
 
 from ._on_device import OnDevice, refusal
 
@@ -46,7 +47,7 @@ class Graphed:
         self.lock, self.runs = threading.Lock(), 0
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self.stream = torch.cuda.current_stream(self.device)
-        with torch.cuda.device(self.device), _uncached():
+        with torch.cuda.device(self.device), without_autocast_cache():
             self.written = self._warm_up(warmup, any(node.meta.get("impure") for node in graph_module.graph.nodes))
             self._capture()
 
@@ -287,14 +288,3 @@ def _memory(x: Tensor) -> int:
 def _has_tangent(inputs: Sequence[Tensor]) -> bool:
     forward_ad = torch.autograd.forward_ad
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
-
-
-@contextlib.contextmanager
-def _uncached() -> Iterator[None]:
-    """Keep autocast from caching casts of weights: the memory of a cast would outlive, or not, its block."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
