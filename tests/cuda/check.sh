@@ -8,3 +8,4 @@ python="${PYTHON:-.venv/bin/python}"
 "$python" -m pytest -n0 -m cuda packages plugins tests/test_benchmarks.py
 "$python" -m pytest -n0 plugins/vmap-cuda
 "$python" -m tests.benchmarks cuda --page docs/cuda-benchmarks.md "$@"
+echo "docs/cuda-benchmarks.md: name it in the nav of mkdocs.yml to show it"
