@@ -50,7 +50,7 @@ def by_shape_plan(function: Callable[..., Any], general: Plan, arrange: Arrange 
         try:
             found = known.get(key)
         except TypeError:  # a list of dims
-            return general(level, args, kwargs)
+            found = False
         if found:
             operation, bdim = found
             try:

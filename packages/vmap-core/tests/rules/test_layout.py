@@ -23,6 +23,14 @@ def test_a_result_can_be_viewed_as_in_the_loop():
     )
 
 
+@pytest.mark.parametrize("shape", [(-1,), [-1], (2, 6), [4, 3], torch.Size((12,))])
+def test_however_the_shape_is_given(shape):
+    for _ in range(2):  # the second time by what is remembered of the first
+        torch.testing.assert_close(
+            vmap(lambda x: (x * 2).view(shape), in_dims=1)(X), loop(lambda x: (x * 2).view(shape), X)
+        )
+
+
 def test_the_view_stays_a_view():
     def f(x):
         y = x * 2
