@@ -36,6 +36,10 @@ def of_shape(info, in_dims, x, dim, twice=False):
     return of_rank(info, in_dims, x, dim, twice)
 
 
+def of_batch_size(info, in_dims, x, dim, twice=False):
+    return x.view(info.batch_size, -1, 1, 1), 0
+
+
 def of_dtype(info, in_dims, x, dim, twice=False):
     out, bdim = of_rank(info, in_dims, x, dim, twice)
     return (out.double() if x.dtype == torch.float16 else out), bdim
@@ -76,6 +80,22 @@ def test_how_often_a_rule_runs(rule, times):
         for _ in range(2):
             vmap(lambda x: halves(x, 0))(torch.randn(size, 4, 6))
     assert len(tensors()) == times
+
+
+@pytest.mark.parametrize("rule", [of_batch_size], indirect=True)
+def test_the_batch_size_is_one_of_the_sizes(rule):
+    for size in (2, 3, 6):
+        for _ in range(2):
+            assert vmap(lambda x: halves(x, 0))(torch.randn(size, 4, 6)).shape == (size, 24, 1, 1)
+
+
+def test_properties_are_asked_once():
+    x = torch.randn(3, 4, 5)
+    for dim in (0, 1, 2, 0):
+        for name in ("T", "mT"):
+            got = vmap(lambda s, name=name: getattr(s, name), in_dims=dim)(x)
+            torch.testing.assert_close(got, torch.stack([s.mT for s in x.unbind(dim)]))
+            assert got.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("rule", [of_rank, of_shape], indirect=True)

@@ -27,9 +27,10 @@ Known = tuple[Callable[[Any], Any], int]
 
 
 def by_shape(rule: RuleFunction) -> RuleFunction:
-    """Mark the rule of an operator on one tensor: its shape and the other arguments tell what the rule does.
+    """Mark the rule of an operator from one tensor to one: its shape and the other arguments tell what the rule does.
 
-    The operation has no effect but its result, for one that raises is run again by the rule.
+    Of ``info`` it may look at ``batch_size``. The operation has no effect but its result, for one that raises is run
+    again by the rule.
     """
     rule.by_shape = rule  # type: ignore[attr-defined]
     return rule
@@ -42,7 +43,7 @@ def learn(
 
     Args:
         rule: the rule, marked with `by_shape`.
-        level: its ``info``.
+        level: where it is asked.
         bdim: the tensor's batch dim.
         shape: the tensor's physical shape.
         args: the arguments after the tensor, in the schema's order.
@@ -55,7 +56,7 @@ def learn(
     asked = _StandIn(shape)
     try:
         with _EnableTorchFunction(), _no_modes():  # type: ignore[no-untyped-call]
-            out, out_bdim = rule(level, (bdim, *(None,) * len(args)), asked, *args, **kwargs)
+            out, out_bdim = rule(_Info(level, asked), (bdim, *(None,) * len(args)), asked, *args, **kwargs)
     except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
         return asked.looked, None
     one = type(out) is _Result and asked.operations == 1 and type(out_bdim) is int
@@ -125,6 +126,21 @@ class _StandIn:
         else:
             operation = lambda x: func(x, *others, **kwargs)  # noqa: E731
         return self._keep(operation, others, kwargs)
+
+
+class _Info:
+    """The ``info`` of a rule that is asked: the batch size is one of the sizes, and there is nothing else."""
+
+    __slots__ = ("_asked", "_level")
+
+    def __init__(self, level: Level, asked: _StandIn) -> None:
+        self._level = level
+        self._asked = asked
+
+    @property
+    def batch_size(self) -> int:
+        self._asked.looked = True
+        return self._level.batch_size
 
 
 def _holds_one(args: Any) -> bool:

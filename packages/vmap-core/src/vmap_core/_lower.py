@@ -107,6 +107,7 @@ class _Lowering(TorchDispatchMode):
         kwargs = kwargs or {}
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
+        self.failure = None  # the one before was handled
         with torch._C._ForceDispatchKeyGuard(*self.outside), torch._C._EnableTorchFunction():
             try:
                 if self.functorch is None:

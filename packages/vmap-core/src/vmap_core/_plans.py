@@ -63,13 +63,13 @@ def _choose(
 ) -> Plan:
     """Return a short cut where the types allow one, else the general plan."""
     general = _general_plan(rule, func, op, arrange)
-    if op is None or [str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags:
+    if op is not None and ([str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags):
         return general
     alone = types[:1] == [BatchedTensor] and not _has_tensor((*args[1:], *kwargs.values()))
     asked = getattr(rule.function, "by_shape", None)
     if alone and asked is not None:
         return _shortcuts.by_shape_plan(asked, general, arrange)
-    if rule.kind != "physical":
+    if rule.kind != "physical" or op is None:
         return general
     if arrange is not None:
         return _shortcuts.arranged_plan(rule.function, general, arrange) if alone and _plain(rule) else general
