@@ -82,9 +82,8 @@ class Graphed:
         except RuntimeError as error:
             if isinstance(error, CaptureError | torch.OutOfMemoryError):
                 raise
-            reason = str(error).partition("\n")[
-                0
-            ]  # a leaf is written to, where the function has written to another tensor
+            # such as a write to a leaf, where the function has written to another tensor
+            reason, _, _ = str(error).partition("\n")
             raise refusal(f"the function fails on tensors of the graph's own ({reason})") from error
         finally:
             self.stream.wait_stream(side)
@@ -125,7 +124,7 @@ class Graphed:
         self.stream.wait_stream(side)
         self.tracked = [o.requires_grad for o in outputs]
         self.outputs = [o.detach() for o in outputs]
-        self.grads: Iterator[Any] | list[Any] = []
+        self.grads: list[Tensor | None] = []
         if tracked:
             found = iter(grads)
             self.grads = [next(found) if b.requires_grad else None for b in self.buffers]
