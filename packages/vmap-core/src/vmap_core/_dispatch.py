@@ -16,13 +16,13 @@ import torch
 from torch._C import _len_torch_function_stack
 from torch._C import _pop_torch_function_stack as pop_level
 from torch._C import _push_on_torch_function_stack as push_level
-from torch._C import _skip_one_hop_torch_function as skip_one_hop
 from torch._ops import OpOverload
 
 from . import _binding
 from ._errors import EscapedTensorError, user_location
 from ._level import NO_KWARGS, Level
 from ._tensor import BatchedTensor
+from .torch_compat.versions import skip_one_hop
 
 Plan = Callable[[Level, tuple[Any, ...], dict[str, Any]], Any]
 

@@ -14,7 +14,9 @@ from torch._C._dynamo import eval_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_AS_IT_IS = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+_AS_IT_IS: Any = None
+if hasattr(eval_frame, "_FrameExecStrategy"):  # 2.7
+    _AS_IT_IS = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
 
 
 def graph_break(function: F) -> F:
@@ -23,7 +25,10 @@ def graph_break(function: F) -> F:
     This is what ``torch.compiler.disable`` does, without importing the compiler and without a wrapper around each call.
     """
     assert isinstance(function, FunctionType)
-    eval_frame.set_code_exec_strategy(function.__code__, _AS_IT_IS)
+    if _AS_IT_IS is not None:
+        eval_frame.set_code_exec_strategy(function.__code__, _AS_IT_IS)
+    else:
+        eval_frame.skip_code(function.__code__)
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     return function
 

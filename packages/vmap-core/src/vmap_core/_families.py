@@ -193,7 +193,7 @@ def default_rule(op: OpOverload) -> Rule | None:
 
 
 def _default_family(op: OpOverload) -> Callable[[OpOverload], RuleFunction] | None:
-    if torch.Tag.pointwise not in op.tags:
+    if torch.Tag.pointwise not in op.tags and op.name().removeprefix("aten::") not in _UNTAGGED:
         return None
     if torch.Tag.nondeterministic_seeded in op.tags or _has_list(op):
         return None
@@ -218,3 +218,7 @@ def _refuse_special(op: OpOverload, maker: str) -> None:
 
 def _has_list(op: OpOverload) -> bool:
     return any("List[Tensor]" in str(a.type) for a in op._schema.arguments)
+
+
+# Pointwise operators that some version (until 2.11) does not tag so.
+_UNTAGGED = {"_conj_physical", "elu_", "leaky_relu", "leaky_relu_", "celu_", "hardsigmoid_", "hardtanh_"}

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch._functorch.eager_transforms
-import torch._functorch.predispatch
 from torch._C import _len_torch_function_stack
 from torch._functorch import apis
 
@@ -100,7 +100,8 @@ def _guard(holders: list[Any], name: str, title: str, advice: str, instead: Any 
 def _guard_apply() -> None:
     """``autograd.Function.apply`` runs ``forward`` without grad mode: unnoticed, it would lose the gradient."""
     function = torch.autograd.Function
-    native = function.__dict__["apply"].__func__
+    native = function.__dict__["apply"]
+    native = getattr(native, "__func__", native)  # since 2.14 it is C++'s, which takes the class itself
     if hasattr(native, "_vmap_native"):
         return
 
@@ -261,7 +262,16 @@ def install() -> None:
     _guard([autograd], "backward", "torch.autograd.backward", _AUTOGRAD)
     _guard([autograd, autograd.graph], "_engine_run_backward", "torch.autograd", _AUTOGRAD)
     _nest_vmap()
-    _guard([torch._functorch.predispatch], "_add_batch_dim_impl", "torch.func.vmap", _TRANSFORMS)
+    try:  # since 2.9
+        _guard(
+            [importlib.import_module("torch._functorch.predispatch")],
+            "_add_batch_dim_impl",
+            "torch.func.vmap",
+            _TRANSFORMS,
+        )
+    except ImportError:
+        users = [importlib.import_module(f"torch._functorch.{name}") for name in ("vmap", "autograd_function")]
+        _guard(users, "_add_batch_dim", "torch.func.vmap", _TRANSFORMS)
     for name in ("_wrap_for_grad", "_wrap_functional_tensor"):
         _guard([torch._functorch.eager_transforms], name, "a transform of torch.func", _TRANSFORMS)
     _guard([getattr(torch._C, "_nested", None)], "nested_tensor", "torch.nested.nested_tensor", _RETURN)

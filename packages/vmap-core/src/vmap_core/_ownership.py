@@ -103,6 +103,16 @@ def promote(level: Level, x: Any, op: object) -> None:
     )
 
 
+def _looking() -> int:
+    """Count the references to an attribute's value that looking at it makes; since 3.14 a call borrows its arguments."""
+    x = make_batched(object(), None, None)  # type: ignore[arg-type]
+    value, bdim = x._value, x._bdim
+    return sys.getrefcount(value) - (1 if bdim is None else 0)
+
+
+_LOOKING = _looking()
+
+
 def lay_out_samples(x: BatchedTensor) -> bool:
     """Give the samples of a result memory apart from each other, as the loop's results have; tell whether it was done.
 
@@ -112,7 +122,10 @@ def lay_out_samples(x: BatchedTensor) -> bool:
     if type(value) is not torch.Tensor or bdim is None or value.retains_grad or (value.is_leaf and value.requires_grad):
         return False
     storage = value.untyped_storage()
-    owners = sys.getrefcount(value) - 2, torch._C._storage_Use_Count(storage._cdata) - 1  # without what looks here
+    owners = (
+        sys.getrefcount(value) - _LOOKING,
+        torch._C._storage_Use_Count(storage._cdata) - 1,
+    )  # without what looks here
     if owners != (1, 1) or storage.nbytes() != value.numel() * value.element_size():
         return False
     steps = [step for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)) if d != bdim and n > 1]

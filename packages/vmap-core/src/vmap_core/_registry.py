@@ -11,6 +11,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
 from ._errors import PackConflictError, UnsupportedError, user_location
+from .torch_compat.operators import Missing
 
 RuleFunction = Callable[..., Any]
 
@@ -66,6 +67,7 @@ class RulePack:
         """Make an empty pack."""
         self.name = name
         self.rules: dict[Any, Rule] = {}
+        self.missing: set[str] = set()
 
     def __repr__(self) -> str:
         """Show the name and the number of rules."""
@@ -74,9 +76,14 @@ class RulePack:
     def add(self, op: Any, function: RuleFunction, *, kind: str = "physical", override: bool = False) -> None:
         """Enter a rule for an operator.
 
+        One that this version of PyTorch does not have (see `vmap_core.extend.aten`) is left out.
+
         Raises:
             PackConflictError: the pack has a rule for it already.
         """
+        if isinstance(op, Missing):
+            self.missing.add(op.__name__)
+            return
         key = rule_key(op)
         if key in self.rules:
             raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
@@ -125,7 +132,7 @@ class RulePack:
     def family(self, make: Callable[[Any], RuleFunction], *ops: Any, override: bool = False) -> None:
         """Enter ``make(op)`` for each operator: one line for operators that one family of rules fits."""
         for op in ops:
-            rule = make(rule_key(op))
+            rule = make(rule_key(op)) if op else None
             self.add(op, rule, kind=getattr(rule, "kind", "physical"), override=override)
 
     def refuse(self, *ops: Any, reason: str) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch._C import _pop_torch_function_stack as pop_mode
 from torch._C import _push_on_torch_function_stack as push_mode
-from torch._C import _skip_one_hop_torch_function as skip_one_hop
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +21,7 @@ from ._lower import LoweredTensor
 from ._ownership import own_samples
 from ._record import Recorder
 from ._values import tensors_of
+from .torch_compat.versions import skip_one_hop
 
 
 class Calls(TorchFunctionMode):

@@ -31,6 +31,7 @@ from ._read import every_sample
 from ._registry import RulePack
 from ._tensor import BatchedTensor, make_batched
 from ._unexpanded import Product, is_expanded, product
+from .torch_compat.operators import aten, find
 
 __all__ = [
     "BatchInfo",
@@ -44,6 +45,7 @@ __all__ = [
     "UnsupportedError",
     "align",
     "along_dim",
+    "aten",
     "batch_dims",
     "broadcast_all",
     "by_shape",
@@ -57,6 +59,7 @@ __all__ = [
     "exchange",
     "exchanged",
     "expand_dims",
+    "find",
     "hookimpl",
     "is_expanded",
     "leaf_level",

@@ -2,37 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch.utils.checkpoint
 
 from vmap_core.extend import BatchedTensor, current_levels, resumed
 
+_checkpoint: Any = torch.utils.checkpoint
 _NAME = "_checkpoint_without_reentrant_generator"  # what checkpoint() looks up on every call
+_TAKES_TUPLES = hasattr(_checkpoint, f"{_NAME}_impl")  # since 2.14
+_SAVES_BY_A_FUNCTION = hasattr(_checkpoint, "_NoopSaveInputs")  # until 2.12
 
 
 def install() -> None:
     """Let the recomputation run at the levels of the first computation; again is harmless."""
-    native = getattr(torch.utils.checkpoint, _NAME)
+    name = f"{_NAME}_impl" if _TAKES_TUPLES else _NAME
+    native = getattr(_checkpoint, name)
     if hasattr(native, "_vmap_native"):
         return
 
     @functools.wraps(native)
-    def generator(function: Any, p: Any, c: Any, d: Any, debug: Any, early_stop: Any, *args: Any, **kwargs: Any) -> Any:
+    def generator(function: Any, *given: Any, **named: Any) -> Any:
         levels = current_levels()
         if not levels:
-            return native(function, p, c, d, debug, early_stop, *args, **kwargs)
+            return native(function, *given, **named)
+        if _TAKES_TUPLES:
+            args, kwargs = given
+        else:  # five settings come first
+            args, kwargs = given[5:], named
 
         def recompute(*_: Any, **__: Any) -> Any:
             with resumed(levels):
                 return function(*args, **kwargs)
 
         # C++ keeps the arguments it is given, and reads their device: those are the physical ones.
-        return native(recompute, p, c, d, debug, early_stop, *map(_physical, args))
+        physical = tuple(map(_physical, args))
+        if _TAKES_TUPLES:
+            return native(recompute, physical, {}, **named)
+        steps = native(recompute, *given[:5], *physical)
+        return _steps(steps) if _SAVES_BY_A_FUNCTION else steps
 
     generator._vmap_native = native  # type: ignore[attr-defined]
-    setattr(torch.utils.checkpoint, _NAME, generator)
+    setattr(_checkpoint, name, generator)
+
+
+def _steps(steps: Any) -> Any:
+    """Run what checkpoint() does before and after the function with no level on the stack."""
+    with _outside():
+        next(steps)
+    yield
+    with _outside():
+        next(steps, None)
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)
 
 
 def _physical(x: Any) -> Any:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from vmap_core.extend import Level, RulePack, ensure_bdim, pointwise
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, pointwise
 
-aten = torch.ops.aten
 pack = RulePack("autograd.forward_mode")
 
 

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack
+from vmap_core.extend import Level, RulePack, aten
 
 from ._merge import contiguous, merged
 
-aten = torch.ops.aten
 pack = RulePack("cuda.attention")
 
 QKV = ("query", "key", "value")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch._ops import OpOverload
 
-from vmap_core.extend import Level, RulePack
+from vmap_core.extend import Level, RulePack, aten
 
 from ._merge import Call, merge_dims, split_dims
 
-aten = torch.ops.aten
 pack = RulePack("cuda.convolution")
 
 

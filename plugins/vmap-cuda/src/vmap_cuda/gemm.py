@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank, to_front
 
 from ._merge import Call, contiguous
 
-aten = torch.ops.aten
 pack = RulePack("cuda.gemm")
 TENSORWISE, ROWWISE = 0, 1  # torch.nn.functional.ScalingType
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
-from vmap_core.extend import RulePack
+from vmap_core.extend import RulePack, aten
 
 from ._merge import merged
 
-aten = torch.ops.aten
 pack = RulePack("cuda.grid")
 
 # (N, 2, 3) -> (N, H, W, 2), and its gradient back.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vmap_core.extend import (
     InplaceError,
     Level,
     RulePack,
+    aten,
     ensure_bdim,
     promote,
     to_front,
@@ -21,7 +21,6 @@ from vmap_core.extend import (
 
 from ._merge import Call, contiguous
 
-aten = torch.ops.aten
 pack = RulePack("cuda.normalization")
 
 

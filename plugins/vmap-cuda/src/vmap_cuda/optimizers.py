@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vmap_core.extend import Level, RulePack, loop, to_front
+from vmap_core.extend import Level, RulePack, aten, loop, to_front
 
 from ._merge import contiguous
 
-aten = torch.ops.aten
 pack = RulePack("cuda.optimizers")
 
 

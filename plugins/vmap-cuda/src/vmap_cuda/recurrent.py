@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, UnsupportedError, user_location
+from vmap_core.extend import Level, RulePack, UnsupportedError, aten, user_location
 
 from ._merge import Call, contiguous, merge_dims, split_dims
 
-aten = torch.ops.aten
 pack = RulePack("cuda.recurrent")
 RNN = aten._cudnn_rnn.default
 RNN_BACKWARD = aten._cudnn_rnn_backward.default

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmap_core.extend import BatchedTensor, Level, RulePack
+from vmap_core.extend import BatchedTensor, Level, RulePack, aten
 
-aten = torch.ops.aten
 pack = RulePack("cuda.streams")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vmap_core.extend import (
     RulePack,
+    aten,
     ensure_bdim,
     logical_rank,
     physical_dim,
@@ -20,7 +21,6 @@ from vmap_core.extend import (
 from .ranks import logical_shape, raise_for_sample
 from .special import linalg_check_errors
 
-aten = torch.ops.aten
 pack = RulePack("linalg.composite")
 
 

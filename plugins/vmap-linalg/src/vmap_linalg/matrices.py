@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
 
-from vmap_core.extend import RulePack
+from vmap_core.extend import RulePack, aten
 
 from .ranks import matrices
 
-aten = torch.ops.aten
 pack = RulePack("linalg.matrices")
 
 TABLE = {
@@ -29,8 +28,8 @@ TABLE = {
     aten._linalg_eigvals.default: "2 -> 1",
     aten._linalg_svd.default: "2 -> 2 1 2",
     aten._lu_with_info.default: "2 -> 2 1 0",
-    aten.cholesky.default: "2 -> 2",
     aten.geqrf.default: "2 -> 2 1",
+    aten.cholesky.default: "2 -> 2",
     aten.linalg_cholesky.default: "2 -> 2",
     aten.linalg_cholesky_ex.default: "2 -> 2 0",
     aten.linalg_eig.default: "2 -> 1 2",
@@ -78,4 +77,4 @@ TABLE = {
     aten.triangular_solve.default: "2* 2 -> 2* 2",
 }
 for _op, _ranks in TABLE.items():
-    pack.add(_op, matrices(_op, _ranks))
+    pack.family(partial(matrices, signature=_ranks), _op)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmap_core.extend import RulePack, ensure_bdim, logical_rank, pad_rank
+from vmap_core.extend import RulePack, aten, ensure_bdim, logical_rank, pad_rank
 
 from .ranks import function, matrices, raise_for_sample
 
-aten = torch.ops.aten
 pack = RulePack("linalg.special")
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, call_inherent, ensure_bdim
+from vmap_core.extend import RulePack, aten, call_inherent, ensure_bdim, find
 
-aten = torch.ops.aten
 pack = RulePack("nn.classification")
 
 
@@ -106,7 +105,7 @@ def _constant(weight: Tensor) -> Tensor:
     return weight.detach() if weight.requires_grad else weight
 
 
-@pack.logical(functional.linear_cross_entropy)
+@pack.logical(find("torch.nn.functional.linear_cross_entropy"))
 def linear_cross_entropy(info, *args, **kwargs):
     """(N, F), (C, F), (N) -> () or (N). Its chunks (``options``) save memory for one sample; products serve them all."""
     return call_inherent(info, functional.linear_cross_entropy, args, {**kwargs, "options": None})

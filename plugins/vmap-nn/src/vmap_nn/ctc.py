@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, ensure_bdim, every_sample, logical_rank
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, every_sample, logical_rank
 
-aten = torch.ops.aten
 pack = RulePack("nn.ctc")
 
 

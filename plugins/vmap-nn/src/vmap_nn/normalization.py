@@ -11,6 +11,7 @@ from vmap_core.extend import (
     InplaceError,
     Level,
     RulePack,
+    aten,
     ensure_bdim,
     promote,
     to_front,
@@ -19,7 +20,6 @@ from vmap_core.extend import (
     wrap,
 )
 
-aten = torch.ops.aten
 pack = RulePack("nn.normalization")
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import DataDependentError, Level, RulePack, ensure_bdim, logical_rank, user_location
+from vmap_core.extend import DataDependentError, Level, RulePack, aten, ensure_bdim, logical_rank, user_location
 
-aten = torch.ops.aten
 pack = RulePack("nn.recurrent")
 
 State = tuple[Tensor, ...]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmap_core.extend import RulePack, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import RulePack, aten, ensure_bdim, logical_rank, to_front
 
-aten = torch.ops.aten
 pack = RulePack("nn.spatial")
 
 
@@ -104,7 +104,7 @@ SPATIAL = {
 }
 for _spatial, _ops in SPATIAL.items():
     for _op in _ops:
-        pack.add(_op, fold(_op, spatial=_spatial))
+        pack.family(partial(fold, spatial=_spatial), _op)
 
 
 def _in_front(op: Any) -> Any:

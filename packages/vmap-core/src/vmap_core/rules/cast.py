@@ -11,9 +11,9 @@ from .._dispatch import emitter
 from .._errors import UnsupportedError
 from .._registry import RuleFunction, RulePack
 from .._tensor import contiguous_strides
+from ..torch_compat.operators import aten
 from .view import logical_shape
 
-aten = torch.ops.aten
 pack = RulePack("core.cast")
 
 

@@ -6,9 +6,9 @@ import torch
 
 from .._dims import ensure_bdim
 from .._registry import RulePack
+from ..torch_compat.operators import aten
 from .view import as_strided
 
-aten = torch.ops.aten
 pack = RulePack("core.composite")
 
 

@@ -11,9 +11,9 @@ from .._dims import ensure_bdim, pad_rank, to_front
 from .._errors import DataDependentError, user_location
 from .._read import every_sample
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from .reduction import flat
 
-aten = torch.ops.aten
 pack = RulePack("core.dynamic")
 
 

@@ -12,9 +12,9 @@ from .._dims import to_front
 from .._dispatch import call_inherent
 from .._plans import any_batched
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from .random import one_sample
 
-aten = torch.ops.aten
 pack = RulePack("core.factory")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from .._dims import physical_dims
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.fft")
 
 

@@ -12,8 +12,8 @@ from .._ownership import promote
 from .._plans import unwrap
 from .._registry import RulePack
 from .._tensor import make_batched
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.foreach")
 
 

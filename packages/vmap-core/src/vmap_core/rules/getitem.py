@@ -18,9 +18,9 @@ from .._ownership import promote
 from .._plans import any_batched
 from .._registry import RulePack
 from .._tensor import BatchedTensor, make_batched
+from ..torch_compat.operators import aten
 from .dynamic import mask_error
 
-aten = torch.ops.aten
 pack = RulePack("core.getitem")
 
 

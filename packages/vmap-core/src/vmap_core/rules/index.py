@@ -13,10 +13,10 @@ from .._ownership import same_storage
 from .._read import every_sample
 from .._registry import RulePack
 from .._unexpanded import Product, is_expanded, product
+from ..torch_compat.operators import aten
 from .dynamic import places_of
 from .view import logical_shape
 
-aten = torch.ops.aten
 pack = RulePack("core.index")
 
 

@@ -11,8 +11,8 @@ import torch
 from .._dims import ensure_bdim, physical_dim, to_front
 from .._registry import RulePack
 from .._unexpanded import Product, is_expanded, product
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.matmul")
 
 

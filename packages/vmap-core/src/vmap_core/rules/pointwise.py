@@ -1,11 +1,9 @@
 """Elementwise operators. Those with PyTorch's pointwise tag need no line here: see `_families.default_rule`."""
 
-import torch
-
 from .._families import pointwise
 from .._registry import RulePack
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.pointwise")
 
 pack.family(

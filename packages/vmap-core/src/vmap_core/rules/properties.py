@@ -9,9 +9,9 @@ import torch
 from .._by_shape import by_shape
 from .._dims import physical_dim
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from . import view
 
-aten = torch.ops.aten
 pack = RulePack("core.properties")
 
 

@@ -16,9 +16,9 @@ from .._errors import UnsupportedError, user_location
 from .._fallback import loop
 from .._plans import unwrap, wrap
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from .view import logical_shape
 
-aten = torch.ops.aten
 pack = RulePack("core.random")
 
 
@@ -90,15 +90,15 @@ def _no_batched(op: Any, in_dims: Any) -> None:
 pack.family(
     _from_shape,
     aten.rand_like.default,
-    aten.rand_like.generator,
     aten.randn_like.default,
-    aten.randn_like.generator,
     aten.randint_like.default,
-    aten.randint_like.generator,
     aten.randint_like.low_dtype,
+    aten.rand_like.generator,
+    aten.randn_like.generator,
+    aten.randint_like.generator,
     aten.randint_like.low_generator_dtype,
-    aten.randint_like.Tensor,
     aten.randint_like.Tensor_generator,
+    aten.randint_like.Tensor,
     aten.bernoulli.p,
     aten.uniform.default,
     aten.exponential.default,

@@ -12,8 +12,8 @@ from .._plans import any_batched
 from .._read import item, truth
 from .._registry import RuleFunction, RulePack
 from .._tensor import BatchedTensor
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.read")
 
 

@@ -12,8 +12,8 @@ from .._dims import ensure_bdim, physical_dims, to_front
 from .._dispatch import call, call_inherent, emitter
 from .._families import along_dim, reduction
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.reduction")
 
 pack.family(

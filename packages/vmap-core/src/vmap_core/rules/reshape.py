@@ -13,9 +13,9 @@ from .._ownership import lay_out_samples
 from .._plans import unbatched_plan
 from .._registry import RuleFunction, RulePack
 from .._tensor import BatchedTensor, make_batched
+from ..torch_compat.operators import aten
 from .view import logical_shape
 
-aten = torch.ops.aten
 pack = RulePack("core.reshape")
 
 

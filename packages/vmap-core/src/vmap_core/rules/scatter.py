@@ -10,10 +10,10 @@ from .._dims import align, ensure_bdim, logical_rank, physical_dim, physical_dim
 from .._families import pointwise
 from .._read import every_sample
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from .reduction import flat
 from .view import logical_shape
 
-aten = torch.ops.aten
 pack = RulePack("core.scatter")
 
 

@@ -11,9 +11,9 @@ from .._errors import DataDependentError, user_location
 from .._families import along_dim
 from .._read import every_sample
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 from .reduction import flat
 
-aten = torch.ops.aten
 pack = RulePack("core.sorting")
 
 pack.family(

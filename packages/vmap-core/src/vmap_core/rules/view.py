@@ -10,8 +10,8 @@ from .._by_shape import by_shape
 from .._dims import physical_dim, physical_dims, to_front, wrap_dim
 from .._dispatch import emitter
 from .._registry import RuleFunction, RulePack
+from ..torch_compat.operators import aten
 
-aten = torch.ops.aten
 pack = RulePack("core.view")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, ensure_bdim
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim
 
-aten = torch.ops.aten
 pack = RulePack("autograd.backward.convolution")
 
 

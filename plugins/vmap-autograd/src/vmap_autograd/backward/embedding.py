@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, ensure_bdim, loop
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, loop
 
-aten = torch.ops.aten
 pack = RulePack("autograd.backward.embedding")
 
 

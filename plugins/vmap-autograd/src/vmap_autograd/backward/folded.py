@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank
 
-aten = torch.ops.aten
 pack = RulePack("autograd.backward.folded")
 
 
@@ -85,7 +85,9 @@ IMAGES = {
 for _spatial, _packets in IMAGES.items():
     for _packet in _packets:
         _name = _packet.__name__
-        pack.add(_packet.default, of_images(_packet.default, _spatial, "avg_pool" in _name or "_pad" in _name))
+        pack.family(
+            partial(of_images, spatial=_spatial, shape_only="avg_pool" in _name or "_pad" in _name), _packet.default
+        )
 
 
 def of_size(op: Any) -> Any:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, UnsupportedError, ensure_bdim, logical_rank, user_location
+from vmap_core.extend import Level, RulePack, UnsupportedError, aten, ensure_bdim, logical_rank, user_location
 
-aten = torch.ops.aten
 pack = RulePack("autograd.backward.loss")
 
 
