@@ -1,6 +1,7 @@
 """vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
 
 from . import _dispatch as _dispatch  # first: the modules below it import each other through it
+from . import _methods as _methods
 from ._capture import capture
 from ._check import CheckReport, check
 from ._compile import compile

@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 from . import _binding
 from ._errors import EscapedTensorError, user_location
 from ._level import NO_KWARGS, Level
+from ._registry import Table
 from ._tensor import BatchedTensor
 from .torch_compat.versions import skip_one_hop
 
@@ -61,8 +62,7 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         key = (func, type(args[0]), type(args[1])) if len(args) == 2 else (func, *map(type, args))
     plan = level.plans.get(key)
     if plan is None:
-        listed = list in key or tuple in key
-        plan = level.table.enter(level.plans, key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
+        plan = level.table.make(level, key, func, args, kwargs)
     return plan(level, args, kwargs)
 
 
@@ -74,6 +74,15 @@ def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if plan is None:
         plan = level.table.enter(level.plans, key, inherent_plan(level, func, args, kwargs))
     return plan(level, args, kwargs)
+
+
+def plan_for(level: Level, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """Make and keep the plan of a call, given the key that it is looked up by."""
+    listed = list in key or tuple in key
+    return level.table.enter(level.plans, key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
+
+
+Table.make = staticmethod(plan_for)
 
 
 def by_elements(key: Any) -> Plan:

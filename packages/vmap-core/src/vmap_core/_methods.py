@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _dispatch
+from ._api import TensorAPI
 from ._level import NO_KWARGS, Level, pop_level, push_level
-
-if TYPE_CHECKING:
-    from ._tensor import BatchedTensor
+from ._tensor import BatchedTensor
 
 
 def _method(cls: type, func: Any, name: str) -> Callable[..., Any]:
@@ -158,7 +157,10 @@ def _rtruediv(self: BatchedTensor, other: Any) -> Any:
 
 
 def generate(cls: type[BatchedTensor]) -> None:
-    """Give BatchedTensor every name of torch.Tensor that it does not define itself."""
+    """Give BatchedTensor the whole API of torch.Tensor: what it answers itself, and door 1 for the rest."""
+    for name, member in vars(TensorAPI).items():
+        if name not in _OF_CLASSES:
+            setattr(cls, name, member)
     for name, func in _OPERATORS.items():
         setattr(cls, f"__{name}__", _operator(cls, func, f"__{name}__"))
     for name, func in _REFLECTED.items():
@@ -187,6 +189,12 @@ def generate(cls: type[BatchedTensor]) -> None:
             setattr(cls, name, _method(cls, attribute, name))
 
 
+_OF_CLASSES = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__"}
+
+
 def _property(cls: type, descriptor: Any, name: str) -> property:
     get, set_ = (_method(cls, accessor, name) for accessor in (descriptor.__get__, descriptor.__set__))
     return property(get, set_, doc=f"See torch.Tensor.{name}.")
+
+
+generate(BatchedTensor)

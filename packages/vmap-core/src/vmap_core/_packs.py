@@ -21,6 +21,9 @@ from ._registry import RulePack, Table
 GROUP = "vmap.rules"
 VARIABLE = "VMAP_PACKS"
 
+# The core's own rules: a pack like any other's, also where the core runs from its sources.
+CORE = importlib.metadata.EntryPoint("core", "vmap_core.rules", GROUP)
+
 hookspec = pluggy.HookspecMarker("vmap")
 hookimpl = pluggy.HookimplMarker("vmap")
 """Decorates the function ``vmap_rules()`` of a pack's module, which returns the module's `RulePack` objects in a list."""
@@ -78,12 +81,12 @@ class _Registry:
                 raise
 
     def _discover(self) -> None:
-        from .rules import packs as core_packs
-
-        self.packs["core"] = core_packs
-        self.origin["core"] = ("vmap-core", _version("vmap-core"))
         manager = pluggy.PluginManager("vmap")
         manager.add_hookspecs(Specs)
+        self._load_one(manager, "core", [CORE])
+        if "core" in self.broken:
+            raise self.broken["core"]
+        self.origin["core"] = ("vmap-core", _version("vmap-core"))
         offered: dict[str, list[importlib.metadata.EntryPoint]] = collections.defaultdict(list)
         for entry_point in importlib.metadata.entry_points(group=GROUP):
             if entry_point not in offered[entry_point.name]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._library.custom_ops import CustomOpDef
@@ -150,9 +150,13 @@ class Table:
 
     Attributes:
         rules: operator -> `Rule`.
-        plans: call signature -> plan (see `_dispatch`).
+        plans: call signature -> plan.
         autocast_plans: those under autocast.
+        make: makes and keeps the plan of a call, ``(level, key, func, args, kwargs) -> plan``. The planner, which knows all
+            ways to run a call and so is far above, sets it when it is imported.
     """
+
+    make: ClassVar[Callable[..., Any]]
 
     def __init__(self, packs: Iterable[RulePack]) -> None:
         """Merge packs.

@@ -24,12 +24,16 @@ from ._values import tensors_of
 from .torch_compat.versions import skip_one_hop
 
 
-class Calls(TorchFunctionMode):
-    """Sees what rules call, with all levels off."""
+class RecordingMode(TorchFunctionMode):
+    """A mode that watches this thread for a recorder."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Any) -> None:
         """Watch for a recorder."""
         self.recorder = recorder
+
+
+class Calls(RecordingMode):
+    """Sees what rules call, with all levels off."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call, and record it."""
@@ -79,11 +83,11 @@ class Kernels(TorchDispatchMode):
         return False
 
 
-def current() -> Recorder | None:
+def current() -> Any:
     """Return the recorder that watches this thread, if one does."""
     for i in range(_len_torch_function_stack()):
         mode = _get_function_stack_at(i)
-        if type(mode) is Calls:
+        if isinstance(mode, RecordingMode):
             recorder = mode.recorder
             return None if recorder.failure is not None or recorder.paused else recorder
     return None

@@ -1,5 +1,7 @@
 """The core's own rules, a file per family of operators."""
 
+from .._packs import hookimpl
+from .._registry import RulePack
 from . import (
     cast,
     composite,
@@ -25,30 +27,33 @@ from . import (
     view,
 )
 
-packs = [
-    module.pack
-    for module in (
-        cast,
-        composite,
-        dynamic,
-        factory,
-        fft,
-        foreach,
-        getitem,
-        hooks,
-        index,
-        join,
-        matmul,
-        pointwise,
-        properties,
-        random,
-        read,
-        reduction,
-        reshape,
-        scatter,
-        sorting,
-        storage,
-        tensor_methods,
-        view,
-    )
-]
+MODULES = (
+    cast,
+    composite,
+    dynamic,
+    factory,
+    fft,
+    foreach,
+    getitem,
+    hooks,
+    index,
+    join,
+    matmul,
+    pointwise,
+    properties,
+    random,
+    read,
+    reduction,
+    reshape,
+    scatter,
+    sorting,
+    storage,
+    tensor_methods,
+    view,
+)
+
+
+@hookimpl
+def vmap_rules() -> list[RulePack]:
+    """Offer the core's rules."""
+    return [module.pack for module in MODULES]
