@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from vmap_autograd import grad
 from vmap_core import vmap
-from vmap_core._lower import LoweredTensor
-from vmap_core._memory import Meter
+from vmap_core.dispatch.lowering import LoweredTensor
+from vmap_core.transform.memory import Meter
 
 
 def touched(x: Tensor) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vmap_core._level import current_levels
+from vmap_core.levels.stack import current_levels
 
 
 @pytest.fixture(autouse=True)

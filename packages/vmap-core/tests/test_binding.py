@@ -5,8 +5,8 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vmap_core._binding import bind
-from vmap_core._fallback import is_leaf
+from vmap_core.dispatch.binding import bind
+from vmap_core.torch_compat.operators import is_leaf
 
 
 class FirstOperation(TorchDispatchMode):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vmap_core import _shortcuts, vmap
+from vmap_core import vmap
+from vmap_core.dispatch import shortcuts as _shortcuts
 from vmap_core.extend import RulePack, by_shape, register, unregister
 from vmap_core.testing import check_rule
 

@@ -85,9 +85,9 @@ def test_straight_line_of_bindings():
 
 def test_no_vmap_is_left(monkeypatch):
     program = capture(vmap(chain), *two())
-    monkeypatch.setattr("vmap_core._dispatch.call", None)
-    monkeypatch.setattr("vmap_core._level.push_level", None)
-    monkeypatch.setattr("vmap_core._dispatch.make_plan", None)
+    monkeypatch.setattr("vmap_core.levels.level.call", None)
+    monkeypatch.setattr("vmap_core.levels.level.push_mode", None)
+    monkeypatch.setattr("vmap_core.dispatch.planner.make_plan", None)
     x, y = two()
     torch.testing.assert_close(program(x, y), chain(x, y))
 

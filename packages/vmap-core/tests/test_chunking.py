@@ -6,9 +6,10 @@ import weakref
 import pytest
 import torch
 
-from vmap_core import _memory, vmap
-from vmap_core._chunking import _Measured
-from vmap_core._level import current_levels
+from vmap_core import vmap
+from vmap_core.levels.stack import current_levels
+from vmap_core.transform import memory as _memory
+from vmap_core.transform.chunking import _Measured
 
 SIZES = [0, 1, 3, 5]
 CHUNKS = [1, 2, 5, 9]

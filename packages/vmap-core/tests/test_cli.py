@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from vmap_core import _packs
 from vmap_core.cli import main
 from vmap_core.cli.health import examine
 from vmap_core.cli.render import Table, plain, show
 from vmap_core.cli.survey import overloads, who_serves
 from vmap_core.extend import RulePack, register, unregister
+from vmap_core.rulekit import packs as _packs
 
 
 def as_json(capsys, *arguments):

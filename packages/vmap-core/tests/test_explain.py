@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vmap_core import FallbackWarning, custom_vmap, explain, fallback_policy, sequential_vmap, use_packs, vmap
-from vmap_core._packs import _registry
+from vmap_core.rulekit.packs import _registry
 
 W = torch.randn(4, 3)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vmap_core import FallbackError, FallbackWarning, UnsupportedError, fallback_policy, set_fallback_policy, vmap
-from vmap_core._level import Level
-from vmap_core._packs import current_table
 from vmap_core.extend import loop
+from vmap_core.levels.level import Level
+from vmap_core.rulekit.packs import current_table
 
 X = torch.randn(3, 4)
 

@@ -227,7 +227,7 @@ def test_a_pack_serves_the_entry_points():
 
 
 def test_guards_are_installed_once():
-    from vmap_core._interop import install
+    from vmap_core.patches.guards import install
 
     before = torch.autograd.backward, torch.autograd.Function.apply
     install()

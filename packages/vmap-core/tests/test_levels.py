@@ -7,7 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vmap_core import EscapedTensorError, vmap
-from vmap_core._level import current_levels
+from vmap_core.levels.stack import current_levels
 
 X = torch.arange(12.0).reshape(3, 4)
 PEERS_TEXT = "your tensor may have escaped from inside a function being vmapped"

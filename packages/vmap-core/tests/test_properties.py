@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vmap_core import _tree, vmap
+from vmap_core import vmap
+from vmap_core.levels import tree as _tree
 
 Pair = namedtuple("Pair", "first second")
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 import vmap_core
 from vmap_core import FallbackWarning, InplaceError, RandomnessError, vmap
-from vmap_core._randomness import TAG, draws
+from vmap_core.levels.randomness import draws
+from vmap_core.torch_compat.operators import RANDOM as TAG
 
 ERROR_TEXT = (
     "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' "

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmap_core import DataDependentError, EscapedTensorError, InplaceError, RandomnessError, vmap
-from vmap_core._level import current_levels
+from vmap_core.levels.stack import current_levels
 
 X = torch.arange(12.0).reshape(3, 4)
 

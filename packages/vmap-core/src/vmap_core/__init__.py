@@ -1,12 +1,8 @@
 """vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
 
-from . import _dispatch as _dispatch  # first: the modules below it import each other through it
-from . import _methods as _methods
-from ._capture import capture
-from ._check import CheckReport, check
-from ._compile import compile
-from ._custom_vmap import custom_vmap, sequential_vmap
-from ._errors import (
+# first: the modules below it import each other through it
+
+from .errors import (
     CaptureError,
     CaptureWarning,
     DataDependentError,
@@ -19,12 +15,16 @@ from ._errors import (
     UnsupportedError,
     VmapError,
 )
-from ._explain import Report, explain
-from ._fallback import fallback_policy, set_fallback_policy
-from ._interop import install as _install_guards
-from ._packs import packs, use_packs
-from ._program import Program
-from ._transform import vmap
+from .observe.check import CheckReport, check
+from .observe.explain import Report, explain
+from .patches.guards import install as _install_guards
+from .programs.capture import capture
+from .programs.compile import compile
+from .programs.program import Program
+from .rulekit.loop import fallback_policy, set_fallback_policy
+from .rulekit.packs import packs, use_packs
+from .transform.custom_vmap import custom_vmap, sequential_vmap
+from .transform.vmap import vmap
 
 __all__ = [
     "CaptureError",

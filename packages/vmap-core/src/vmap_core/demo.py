@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vmap_core import packs, vmap
+from .rulekit.packs import packs
+from .transform.vmap import vmap
 
 
 @dataclass

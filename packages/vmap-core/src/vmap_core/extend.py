@@ -1,8 +1,20 @@
 """What the author of a rule pack needs; everything here is public API."""
 
-from ._autocast import without_autocast_cache
-from ._by_shape import by_shape
-from ._dims import (
+from .dispatch.decompose import decompose
+from .dispatch.inplace import unrepeated
+from .dispatch.lowering import run_lowered
+from .dispatch.planner import call_inherent
+from .errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
+from .levels.args import unwrap, wrap
+from .levels.exchange import exchange, exchanged
+from .levels.level import Level, call
+from .levels.level import Level as BatchInfo
+from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
+from .levels.read import every_sample
+from .levels.stack import current_levels, resumed
+from .levels.tensor import BatchedTensor, make_batched
+from .rulekit.by_shape import by_shape
+from .rulekit.dims import (
     align,
     ensure_bdim,
     logical_rank,
@@ -13,25 +25,16 @@ from ._dims import (
     to_front,
     wrap_dim,
 )
-from ._dispatch import call, call_inherent, emitter
-from ._errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
-from ._exchange import exchange, exchanged
-from ._fallback import loop, loop_rule
-from ._families import along_dim, pointwise, reduction
-from ._inplace import unrepeated
-from ._level import Level, current_levels, resumed
-from ._level import Level as BatchInfo
-from ._lower import run_lowered
-from ._lowered_map import lowered_map
-from ._makers import batch_dims, broadcast_all, decompose, expand_dims, sequential
-from ._ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
-from ._packs import hookimpl, register, unregister
-from ._plans import unwrap, wrap
-from ._read import every_sample
-from ._registry import RulePack
-from ._tensor import BatchedTensor, make_batched
-from ._unexpanded import Product, is_expanded, product
+from .rulekit.families import along_dim, pointwise, reduction
+from .rulekit.loop import loop, loop_rule
+from .rulekit.makers import batch_dims, broadcast_all, expand_dims, sequential
+from .rulekit.packs import hookimpl, register, unregister
+from .rulekit.rule import RulePack
+from .rulekit.shared_weight import Product, is_expanded, product
+from .torch_compat.autocast import without_autocast_cache
+from .torch_compat.bindings import emitter
 from .torch_compat.operators import aten, find
+from .transform.lowered_map import lowered_map
 
 __all__ = [
     "BatchInfo",

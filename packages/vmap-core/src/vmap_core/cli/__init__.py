@@ -13,7 +13,7 @@ from .render import Table, show
 
 def packs(options: argparse.Namespace) -> int:
     """List the rule packs."""
-    from .._packs import packs
+    from ..rulekit.packs import packs
 
     table = Table("pack", "distribution", "version", "rules", "status")
     for p in packs():
@@ -24,7 +24,7 @@ def packs(options: argparse.Namespace) -> int:
 
 def rules(options: argparse.Namespace) -> int:
     """List who serves which operator."""
-    from .._packs import packs
+    from ..rulekit.packs import packs
     from .survey import survey
 
     names = [p.name for p in packs()]
@@ -89,7 +89,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    from .._packs import _version
+    from ..rulekit.packs import _version
 
     top = argparse.ArgumentParser(prog="vmap", description="Looks into vmap-core and its rule packs.")
     top.add_argument("--version", action="version", version=f"vmap-core {_version('vmap-core')}")
@@ -152,11 +152,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _packs_are_usable(command: Any) -> bool:
     """Tell whether the packs can be listed, or used; if not, say why. One that does not load is no hindrance."""
-    from .. import _packs
-    from .._errors import PackConflictError
+    from ..errors import PackConflictError
+    from ..rulekit import packs
+    from ..rulekit.packs import current_table
 
     try:
-        _packs.packs() if command is packs else _packs.current_table()
+        packs.packs() if command is packs else current_table()
     except (PackConflictError, ValueError, ImportError) as error:
         print(f"vmap: {error}\n`vmap doctor` looks the installation over", file=sys.stderr)
         return False

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import _packs
-from .._errors import PackConflictError
+from ..errors import PackConflictError
+from ..rulekit.packs import KNOWN_PACKS, VARIABLE, current_table, packs
 
 
 @dataclass(frozen=True)
@@ -32,35 +32,35 @@ def _findings() -> Iterator[Finding]:
     cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no GPU"
     yield Finding("ok", f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}")
     yield from _requirements()
-    if _packs.VARIABLE in os.environ:
-        yield Finding("note", f"{_packs.VARIABLE}={os.environ[_packs.VARIABLE]} chooses the packs")
+    if VARIABLE in os.environ:
+        yield Finding("note", f"{VARIABLE}={os.environ[VARIABLE]} chooses the packs")
     try:
-        found = _packs.packs()
+        found = packs()
     except ValueError as error:
-        yield Finding("problem", str(error), f"correct or unset {_packs.VARIABLE}")
+        yield Finding("problem", str(error), f"correct or unset {VARIABLE}")
         return
     except PackConflictError as error:
-        yield Finding("problem", str(error), f"uninstall one of them, or choose with {_packs.VARIABLE}")
+        yield Finding("problem", str(error), f"uninstall one of them, or choose with {VARIABLE}")
         return
     core = found[0].version
     for p in found:
         if p.error is not None:
             yield Finding("problem", f"pack {p.name} ({p.distribution} {p.version}) does not load: {p.error!r}",
-                          f"pip install --force-reinstall {p.distribution}, or leave it out with {_packs.VARIABLE}")  # fmt: skip
-        elif p.distribution in _packs._KNOWN_PACKS and _minor(p.version) != _minor(core):
+                          f"pip install --force-reinstall {p.distribution}, or leave it out with {VARIABLE}")  # fmt: skip
+        elif p.distribution in KNOWN_PACKS and _minor(p.version) != _minor(core):
             yield Finding("problem", f"pack {p.name} is of version {p.version}, vmap-core of {core}",
                           f"pip install --upgrade vmap-core {p.distribution}")  # fmt: skip
         else:
             yield Finding(
                 "ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rule{'' if p.rules == 1 else 's'}"
             )
-    if _packs.VARIABLE not in os.environ:
-        for distribution in _packs._KNOWN_PACKS:
+    if VARIABLE not in os.environ:
+        for distribution in KNOWN_PACKS:
             if distribution.removeprefix("vmap-") not in {p.name for p in found}:
                 yield Finding("note", f"{distribution} is not installed: its operators run in the slow loop, or not at all",
                               f"pip install {distribution}")  # fmt: skip
     try:
-        _packs.current_table()
+        current_table()
     except PackConflictError as error:
         yield Finding("problem", str(error))
         return
@@ -90,7 +90,7 @@ def _requirements() -> Iterator[Finding]:
 
 
 def _run() -> Iterator[Finding]:
-    from .._transform import vmap
+    from ..transform.vmap import vmap
 
     x = torch.arange(12.0).reshape(4, 3)
     try:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .._dispatch import emitter
-from .._errors import FallbackWarning, RandomnessError
-from .._trace import Trace, recording
-from .._transform import vmap
-from ..testing import batched, difference, loop, mapped, strongest
+from ..errors import FallbackWarning, RandomnessError
+from ..observe.difference import difference
+from ..observe.trace import Trace, recording
+from ..testing import batched, loop, mapped, strongest
+from ..torch_compat.bindings import emitter
+from ..transform.vmap import vmap
 from .render import Table
 
 VERDICTS = ("clean", "loop", "error", "differs")

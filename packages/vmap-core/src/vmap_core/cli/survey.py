@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._decomp import decomposition_table
-from torch._ops import OpOverload
 
-from .. import _fallback, _inplace, _packs
-from .._custom import registered_rule
-from .._families import default_rule
-from .._registry import Rule, Table
-from .._trace import name_of
+from ..dispatch.inplace import functional_of
+from ..observe.names import name_of
+from ..rulekit.families import default_rule
+from ..rulekit.packs import current_table, install_hint
+from ..rulekit.rule import Rule, Table
+from ..rulekit.torch_library import registered_rule
+from ..torch_compat.operators import OpOverload, decomposition_of, is_leaf, overloads
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def survey(pattern: str = "", pack: str | None = None, everything: bool = False)
         pack: only those that this pack serves.
         everything: without a pattern, look at all of PyTorch's public operators, too; else only at those with rules.
     """
-    table = _packs.current_table()
+    table = current_table()
     names = re.compile(as_regex(pattern), re.IGNORECASE)
     found: dict[str, Served] = {}
     for key, rule in table.rules.items():
@@ -68,7 +67,7 @@ def who_serves(table: Table, op: OpOverload) -> Served:
     if torch.Tag.inplace_view in op.tags:
         return Served(name, "core", "changes metadata in place")
     if op._schema.is_mutable:
-        functional = _inplace.functional_of(op)
+        functional = functional_of(op)
         served = default_rule(op)
         if served is not None:
             return Served(name, "core", "by tag", _place(served))
@@ -84,25 +83,12 @@ def who_serves(table: Table, op: OpOverload) -> Served:
         )
     if not any("Tensor" in str(a.type) for a in op._schema.arguments):
         return Served(name, "core", "no tensors: once, for all samples")
-    if not _fallback.is_leaf(op):
+    if not is_leaf(op):
         return Served(name, "core", "its parts")
-    if op in decomposition_table and not decomposition_table[op].__module__.startswith("torch._refs"):
+    if decomposition_of(op) is not None:
         return Served(name, "core", "decomposition")
-    hint = _packs.install_hint(op).partition(": ")[2]
+    hint = install_hint(op).partition(": ")[2]
     return Served(name, None, "loop", hint if hint.startswith("pip install") else "")
-
-
-def overloads(namespace: str = "aten") -> Iterator[OpOverload]:
-    """Yield the operators of a namespace that have kernels."""
-    for full in sorted(torch._C._dispatch_get_all_op_names()):
-        space, _, rest = full.partition("::")
-        if space != namespace or not torch._C._dispatch_has_kernel(full):
-            continue
-        name, _, overload = rest.partition(".")
-        try:
-            yield getattr(getattr(getattr(torch.ops, space), name), overload or "default")
-        except (AttributeError, RuntimeError):  # only TorchScript knows it
-            continue
 
 
 def _place(rule: Rule) -> str:

@@ -1,7 +1,7 @@
 """The core's own rules, a file per family of operators."""
 
-from .._packs import hookimpl
-from .._registry import RulePack
+from ..rulekit.packs import hookimpl
+from ..rulekit.rule import RulePack
 from . import (
     cast,
     composite,

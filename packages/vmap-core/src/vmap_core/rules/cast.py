@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from .._api import contiguous_strides
-from .._dims import ensure_bdim, logical_rank, to_front
-from .._dispatch import emitter
-from .._errors import UnsupportedError
-from .._registry import RuleFunction, RulePack
+from ..errors import UnsupportedError
+from ..levels.layout import contiguous_strides
+from ..rulekit.dims import ensure_bdim, logical_rank, to_front
+from ..rulekit.rule import RuleFunction, RulePack
+from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
 from .view import logical_shape
 

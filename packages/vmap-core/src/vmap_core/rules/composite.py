@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .._dims import ensure_bdim
-from .._registry import RulePack
+from ..rulekit.dims import ensure_bdim
+from ..rulekit.rule import RulePack
 from ..torch_compat.operators import aten
 from .view import as_strided
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, pad_rank, to_front
-from .._errors import DataDependentError, user_location
-from .._read import every_sample
-from .._registry import RuleFunction, RulePack
+from ..errors import DataDependentError, user_location
+from ..levels.read import every_sample
+from ..rulekit.dims import ensure_bdim, pad_rank, to_front
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .reduction import flat
 

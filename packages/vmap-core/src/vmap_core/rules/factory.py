@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dims import to_front
-from .._dispatch import call_inherent
-from .._plans import any_batched
-from .._registry import RuleFunction, RulePack
+from ..dispatch.planner import call_inherent
+from ..levels.args import any_batched
+from ..rulekit.dims import to_front
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .random import one_sample
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._dims import physical_dims
-from .._registry import RuleFunction, RulePack
+from ..rulekit.dims import physical_dims
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.fft")

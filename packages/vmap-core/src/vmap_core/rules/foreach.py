@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ownership import promote
-from .._plans import unwrap
-from .._registry import RulePack
-from .._tensor import make_batched
+from ..levels.args import unwrap
+from ..levels.ownership import promote
+from ..levels.tensor import make_batched
+from ..rulekit.rule import RulePack
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.foreach")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import DataDependentError
-from .._ownership import promote
-from .._plans import any_batched
-from .._registry import RulePack
-from .._tensor import BatchedTensor, make_batched
+from ..errors import DataDependentError
+from ..levels.args import any_batched
+from ..levels.ownership import promote
+from ..levels.tensor import BatchedTensor, make_batched
+from ..rulekit.rule import RulePack
 from ..torch_compat.operators import aten
 from .dynamic import mask_error
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .._dims import ensure_bdim
-from .._errors import UnsupportedError, user_location
-from .._level import Level, resumed
-from .._plans import unwrap
-from .._registry import RulePack
-from .._tensor import BatchedTensor, make_batched
+from ..errors import UnsupportedError, user_location
+from ..levels.args import unwrap
+from ..levels.level import Level
+from ..levels.stack import resumed
+from ..levels.tensor import BatchedTensor, make_batched
+from ..rulekit.dims import ensure_bdim
+from ..rulekit.rule import RulePack
 
 pack = RulePack("core.hooks")
 

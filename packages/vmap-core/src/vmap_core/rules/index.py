@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from .._dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
-from .._errors import DataDependentError, UnsupportedError, user_location
-from .._ownership import same_storage
-from .._read import every_sample
-from .._registry import RulePack
-from .._unexpanded import Product, is_expanded, product
+from ..errors import DataDependentError, UnsupportedError, user_location
+from ..levels.ownership import same_storage
+from ..levels.read import every_sample
+from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
+from ..rulekit.rule import RulePack
+from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import aten
 from .dynamic import places_of
 from .view import logical_shape

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
-from .._errors import DataDependentError, user_location
-from .._read import every_sample
-from .._registry import RulePack
+from ..errors import DataDependentError, user_location
+from ..levels.read import every_sample
+from ..rulekit.dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
+from ..rulekit.rule import RulePack
 from ..torch_compat.operators import aten
 from .reshape import numel
 from .view import logical_shape

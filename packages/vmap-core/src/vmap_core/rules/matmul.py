@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, physical_dim, to_front
-from .._registry import RulePack
-from .._unexpanded import Product, is_expanded, product
+from ..rulekit.dims import ensure_bdim, physical_dim, to_front
+from ..rulekit.rule import RulePack
+from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.matmul")

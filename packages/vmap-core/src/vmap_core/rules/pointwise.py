@@ -1,7 +1,7 @@
 """Elementwise operators. Those with PyTorch's pointwise tag need no line here: see `_families.default_rule`."""
 
-from .._families import pointwise
-from .._registry import RulePack
+from ..rulekit.families import pointwise
+from ..rulekit.rule import RulePack
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.pointwise")

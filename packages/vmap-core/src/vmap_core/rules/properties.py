@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from .._by_shape import by_shape
-from .._dims import physical_dim
-from .._registry import RuleFunction, RulePack
+from ..rulekit.by_shape import by_shape
+from ..rulekit.dims import physical_dim
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from . import view
 

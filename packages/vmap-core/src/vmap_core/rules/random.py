@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, logical_rank, pad_rank, to_front
-from .._dispatch import emitter
-from .._errors import UnsupportedError, user_location
-from .._fallback import loop
-from .._plans import unwrap, wrap
-from .._registry import RuleFunction, RulePack
+from ..errors import UnsupportedError, user_location
+from ..levels.args import unwrap, wrap
+from ..rulekit.dims import ensure_bdim, logical_rank, pad_rank, to_front
+from ..rulekit.loop import loop
+from ..rulekit.rule import RuleFunction, RulePack
+from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
 from .view import logical_shape
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dims import to_front
-from .._plans import any_batched
-from .._read import item, truth
-from .._registry import RuleFunction, RulePack
-from .._tensor import BatchedTensor
+from ..levels.args import any_batched
+from ..levels.read import item, truth
+from ..levels.tensor import BatchedTensor
+from ..rulekit.dims import to_front
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.read")

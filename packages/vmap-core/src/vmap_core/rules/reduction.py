@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .._by_shape import by_shape
-from .._dims import ensure_bdim, physical_dims, to_front
-from .._dispatch import call, call_inherent, emitter
-from .._families import along_dim, reduction
-from .._registry import RuleFunction, RulePack
+from ..dispatch.planner import call_inherent
+from ..levels.level import call
+from ..rulekit.by_shape import by_shape
+from ..rulekit.dims import ensure_bdim, physical_dims, to_front
+from ..rulekit.families import along_dim, reduction
+from ..rulekit.rule import RuleFunction, RulePack
+from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.reduction")

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from .._by_shape import by_shape
-from .._dims import to_front, wrap_dim
-from .._ownership import lay_out_samples
-from .._plans import unbatched_plan
-from .._registry import RuleFunction, RulePack
-from .._tensor import BatchedTensor, make_batched
+from ..dispatch.general import unbatched_plan
+from ..levels.ownership import lay_out_samples
+from ..levels.tensor import BatchedTensor, make_batched
+from ..rulekit.by_shape import by_shape
+from ..rulekit.dims import to_front, wrap_dim
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .view import logical_shape
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from .._dims import align, ensure_bdim, logical_rank, physical_dim, physical_dims, to_front, wrap_dim
-from .._families import pointwise
-from .._read import every_sample
-from .._registry import RuleFunction, RulePack
+from ..levels.read import every_sample
+from ..rulekit.dims import align, ensure_bdim, logical_rank, physical_dim, physical_dims, to_front, wrap_dim
+from ..rulekit.families import pointwise
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .reduction import flat
 from .view import logical_shape

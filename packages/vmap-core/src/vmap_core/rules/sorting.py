@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from .._dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples
-from .._errors import DataDependentError, user_location
-from .._families import along_dim
-from .._read import every_sample
-from .._registry import RuleFunction, RulePack
+from ..errors import DataDependentError, user_location
+from ..levels.read import every_sample
+from ..rulekit.dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples
+from ..rulekit.families import along_dim
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .reduction import flat
 

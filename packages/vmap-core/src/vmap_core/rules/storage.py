@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._ownership import same_storage
-from .._read import unsupported
-from .._registry import RuleFunction, RulePack
-from .._tensor import BatchedTensor
+from ..levels.ownership import same_storage
+from ..levels.read import unsupported
+from ..levels.tensor import BatchedTensor
+from ..rulekit.rule import RuleFunction, RulePack
+from ..torch_compat.tensors import is_alias_of
 
 pack = RulePack("core.storage")
 
@@ -33,7 +33,7 @@ for _name in ("data_ptr", "untyped_storage", "storage", "_typed_storage", "stora
         pack.logical(getattr(Tensor, _name))(_of_storage(_name))
 
 
-@pack.logical(getattr(torch._C, "_is_alias_of"))  # noqa: B009  # as guarded: it asks no ``__torch_function__``
+@pack.logical(is_alias_of)
 def _is_alias_of(info: Any, x: Any, y: Any) -> bool:
     """Tell whether two tensors share memory."""
     return same_storage(x, y)

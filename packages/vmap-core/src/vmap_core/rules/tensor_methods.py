@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._methods import METADATA_METHODS
-from .._ownership import own_samples, own_samples_at, requires_grad_
-from .._registry import RuleFunction, RulePack
+from ..levels.methods import METADATA_METHODS
+from ..levels.ownership import own_samples, own_samples_at, requires_grad_
+from ..rulekit.rule import RuleFunction, RulePack
 
 pack = RulePack("core.tensor_methods")
 

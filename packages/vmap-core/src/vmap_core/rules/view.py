@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from .._by_shape import by_shape
-from .._dims import physical_dim, physical_dims, to_front, wrap_dim
-from .._dispatch import emitter
-from .._registry import RuleFunction, RulePack
+from ..rulekit.by_shape import by_shape
+from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
+from ..rulekit.rule import RuleFunction, RulePack
+from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
 
 pack = RulePack("core.view")

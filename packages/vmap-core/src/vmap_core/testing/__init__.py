@@ -8,8 +8,8 @@ def test_frobenius():
 
 from __future__ import annotations
 
+from ..observe.difference import difference, empty_difference
 from ._check import check_rule
-from ._compare import difference, empty_difference
 from ._loop import loop, mapped, with_gradients
 from ._samples import Levels, batched, choices, nested_choices, rows, strongest
 

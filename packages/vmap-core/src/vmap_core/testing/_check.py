@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .. import _tree
-from .._errors import FallbackWarning
-from .._transform import vmap
-from ._compare import difference, empty_difference
+from ..errors import FallbackWarning
+from ..levels.tree import broadcast, flatten
+from ..observe.difference import difference, empty_difference
+from ..transform.vmap import vmap
 from ._loop import loop, mapped, with_gradients
 from ._samples import Levels, batched, choices, nested_choices, strongest
 
@@ -146,8 +146,8 @@ def _plans(ranks: list[int], nested: bool, sizes: tuple[int, ...]) -> Iterator[t
 def _given(in_dims: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, ...]:
     """Return the batch dim of every tensor, not negative, from in_dims as for vmap; keyword arguments are shared."""
     leaves: list[Any] = []
-    spec = _tree.flatten(args, leaves)
-    dims = _tree.broadcast(in_dims, spec)
+    spec = flatten(args, leaves)
+    dims = broadcast(in_dims, spec)
     if dims is None:
         raise ValueError(f"in_dims {in_dims} are not nested like the arguments")
     shared = [None for leaf in tree_flatten(kwargs)[0] if isinstance(leaf, Tensor)]

@@ -3,9 +3,101 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
+from torch._library.custom_ops import OPDEFS, CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
+
+
+def has_kernel(op: OpOverload, key: str) -> bool:
+    """Tell whether an overload has a kernel for a dispatch key, such as ``"AutocastCPU"``."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key))
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Tell whether an overload is made of others, which autograd and rules see; else it is a kernel of its own."""
+    return has_kernel(op, "CompositeImplicitAutograd")
+
+
+def overloads(namespace: str = "aten") -> Iterator[Any]:
+    """Yield the operators of a namespace that have kernels."""
+    for full in sorted(torch._C._dispatch_get_all_op_names()):
+        space, _, rest = full.partition("::")
+        if space != namespace or not torch._C._dispatch_has_kernel(full):
+            continue
+        name, _, overload = rest.partition(".")
+        try:
+            yield getattr(getattr(getattr(torch.ops, space), name), overload or "default")
+        except (AttributeError, RuntimeError):  # only TorchScript knows it
+            continue
+
+
+def is_leaf(op: OpOverload) -> bool:
+    """Tell whether an overload has a kernel of its own, so that it is run per sample rather than taken apart."""
+    return not is_composite(op)
+
+
+def decomposition_of(op: OpOverload, prims: bool = False) -> Callable[..., Any] | None:
+    """Return the body in other operators that PyTorch knows for an overload, if it knows one.
+
+    Args:
+        op: the overload.
+        prims: also a body of ``torch._refs``, which ends in prims.
+    """
+    body = decomposition_table.get(op)
+    return None if body is None or (not prims and body.__module__.startswith("torch._refs")) else body
+
+
+def definition_of(op: OpOverload) -> Any:
+    """Return what ``torch.library.custom_op`` made of an operator's function, if that is where it comes from."""
+    return OPDEFS.get(op._schema.name)
+
+
+# Python names whose ATen name differs.
+_ALIASES = {
+    "__getitem__": None, "__setitem__": None, "__and__": "__and__", "true_divide": "true_divide",
+}  # fmt: skip
+
+
+def packet_of(func: Any) -> OpOverloadPacket | None:
+    """Return the ATen operator a builtin function or method of PyTorch is bound to, by its name."""
+    name = getattr(func, "__name__", None)
+    if name is None or _ALIASES.get(name, name) is None:
+        return None
+    packet = getattr(torch.ops.aten, name, None)
+    return packet if isinstance(packet, OpOverloadPacket) else None
+
+
+def overloads_of(packet: OpOverloadPacket) -> list[OpOverload]:
+    """Return an operator's overloads; some that only TorchScript knows have none to call."""
+    found = []
+    for name in packet.overloads():
+        try:
+            overload = getattr(packet, name)
+        except (AttributeError, RuntimeError):
+            continue
+        if torch._C._dispatch_has_kernel(overload.name()):
+            found.append(overload)
+    return found
+
+
+def is_random(func: Any) -> bool:
+    """Tell whether a function may draw random numbers."""
+    packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
+    if isinstance(func, OpOverload):
+        return RANDOM in func.tags
+    return packet is not None and any(RANDOM in o.tags for o in overloads_of(packet))
+
+
+RANDOM = torch.Tag.nondeterministic_seeded
+
+__all__ = [
+    "RANDOM", "CustomOpDef", "Missing", "OpOverload", "OpOverloadPacket", "aten", "decomposition_of", "definition_of",
+    "find", "has_kernel", "is_composite", "is_leaf", "is_random", "overloads", "overloads_of", "packet_of",
+]  # fmt: skip
 
 
 class Missing:

@@ -14,7 +14,7 @@ try:  # 2.13
 except ImportError:
     _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
-    def skip_one_hop(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    def skip_one_hop(func: Any, types: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[misc]
         """Run the body of an overridable function: the first question whether an argument overrides it says no."""
         return _body(func)(*args, **kwargs)
 

@@ -1,0 +1,1 @@
+"""From a call to the way it runs: who serves it, and how."""

@@ -1,0 +1,109 @@
+"""The general plan of a rule, and of a call without batched arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..levels import ownership, randomness
+from ..levels.args import rebuild, unwrap, unwrap_kwargs, wrap
+from ..levels.level import Level, call
+from ..levels.tensor import BatchedTensor
+from ..rulekit.rule import Rule
+from ..torch_compat.bindings import emitter
+from ..torch_compat.operators import RANDOM, OpOverload
+from .binding import Arrange
+from .plan import Plan
+
+
+def general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Plan:
+    """Make the plan that runs a rule on any arguments."""
+    function = rule.function
+    if rule.kind == "logical":
+
+        def logical_plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if arrange is not None:
+                args, kwargs = arrange(args, kwargs)
+            return function(level, *args, **kwargs) if kwargs else function(level, *args)
+
+        return logical_plan
+
+    always = op is not None and RANDOM in op.tags
+    run_unbatched = unbatched_plan(func, op)
+    named = _return_type(func, op)
+    may_return_self = getattr(function, "may_return_self", False)
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given, given_kwargs = args, kwargs
+        if arrange is not None:
+            args, kwargs = arrange(args, kwargs)
+        values, dims, batched = unwrap(level, args)
+        if kwargs:
+            kwargs, kw_dims, kw_batched = unwrap_kwargs(level, kwargs)
+            if kw_dims:
+                dims.append(kw_dims)
+                batched = batched or kw_batched
+        if batched or always:
+            out, out_dims = function(level, tuple(dims), *values, **kwargs)
+            if may_return_self and out is values[0]:
+                return args[0]
+            result = wrap(level, out, out_dims)
+            return result if named is None or type(result) is named else named(result)
+        return run_unbatched(level, given, given_kwargs)
+
+    return plan
+
+
+def _return_type(func: Any, op: OpOverload | None) -> Any:
+    """Return the torch.return_types class that a call to ``func`` gives, if it gives one; an overload gives a tuple."""
+    if op is None or isinstance(func, OpOverload) or len(op._schema.returns) < 2 or op.namespace != "aten":
+        return None
+    return getattr(torch.return_types, op._schema.name.partition("::")[2], None)
+
+
+def unbatched_plan(func: Any, op: OpOverload | None) -> Plan:
+    """Make the plan for a call without batched arguments: run it once; its results belong to the level."""
+    emit = emitter(func)
+    may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)
+
+    watched = randomness.may_draw_unannounced(op)
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        values = unwrap(level, args)[0]
+        before = randomness.snapshot(values) if watched else None
+        out = emit(*values, **(unwrap_kwargs(level, kwargs)[0] if kwargs else kwargs))
+        if before is not None and randomness.drawn(before):
+            randomness.refuse_unannounced(level, op, "different")
+        return own(level, func, out, args, values, kwargs) if may_alias else wrap(level, out, None)
+
+    return plan
+
+
+def own(level: Level, func: Any, out: Any, args: tuple[Any, ...], values: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Wrap results that may be views of, or the same object as, an argument."""
+    if isinstance(out, list | tuple):
+        return rebuild(out, [_own_one(level, func, o, i, args, values, kwargs) for i, o in enumerate(out)])
+    return _own_one(level, func, out, None, args, values, kwargs)
+
+
+def _own_one(
+    level: Level, func: Any, out: Any, i: int | None, args: Any, values: list[Any], kwargs: dict[str, Any]
+) -> Any:
+    if not isinstance(out, Tensor):
+        return out
+    for arg, value in zip(args, values, strict=True):
+        if out is value:
+            return arg
+        if isinstance(value, Tensor) and ownership.same_storage(out, value):
+            if type(arg) is not BatchedTensor or arg._level is not level:
+                # A view of a tensor from outside stays what it is; a detached one may become a leaf per sample.
+                return ownership.shared(level, out) if getattr(func, "__name__", "") == "detach" else out
+
+            def replay() -> BatchedTensor:
+                again = call(level, func, args, kwargs)
+                return again if i is None else again[i]
+
+            return ownership.view(level, out, arg, replay)
+    return ownership.fresh(level, out)

@@ -1,0 +1,279 @@
+"""Operations that write to their arguments: in-place, ``out=``, and mutating custom operators."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..errors import InplaceError, RandomnessError, user_location
+from ..levels import ownership
+from ..levels.args import any_batched, unwrap, unwrap_kwargs, wrap
+from ..levels.level import Level, call
+from ..levels.randomness import draws
+from ..levels.read import every_sample
+from ..levels.tensor import BatchedTensor
+from ..rulekit.families import default_rule
+from ..rulekit.loop import loop
+from ..torch_compat.bindings import emitter
+from ..torch_compat.operators import RANDOM, OpOverload, OpOverloadPacket, is_leaf, overloads_of
+from .binding import Arrange
+from .general import unbatched_plan
+from .plan import Plan
+from .rule_plan import from_rule
+
+
+def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Plan | None:
+    """Return the plan for an overload that writes to arguments; None if it has to run in the loop.
+
+    An overload without a rule of its own is derived from the functional one of the same name: compute, then copy
+    the result into ``self``.
+    """
+    if torch.Tag.inplace_view in op.tags:
+        return _metadata_plan(level, op, arrange)
+    rule = level.table.rule(op) or default_rule(op)
+    functional = functional_of(op)
+    if rule is not None and rule.kind == "logical":
+        return from_rule(rule, func, op, arrange)
+    random = RANDOM in op.tags
+    if random:
+        functional = None
+    if rule is None and functional is None and not is_leaf(op):
+        return None
+    writes = [(i, a.name) for i, a in enumerate(op._schema.arguments) if _written(a)]
+    aliased = bool(op._schema.returns) and op._schema.returns[0].alias_info is not None
+    run_unbatched = unbatched_plan(func, op)
+
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given, given_kwargs = args, kwargs
+        if arrange is not None:
+            args, kwargs = arrange(args, kwargs)
+        targets = [args[i] if i < len(args) else kwargs.get(name) for i, name in writes]
+        different = False
+        if random and draws(op, args, kwargs):
+            level.require_randomness(op)
+            different = level.randomness == "different"
+        if different:
+            _require_samples(level, targets)
+        if not different and not any_batched(level, args, kwargs):
+            with unrepeated(level, op, targets, random):
+                out = run_unbatched(level, given, given_kwargs)
+            return _returned(op, targets) if aliased or out is None else out
+        if rule is None and functional is not None:
+            if torch.is_grad_enabled() and args[0].requires_grad:
+                # the derivative may need the value that is about to be overwritten
+                args = (call(level, torch.clone, (args[0],), {}), *args[1:])
+            result = call(level, functional, args, kwargs)
+            write(level, op, targets[0], result)
+            return _returned(op, targets)
+        for target in targets:
+            for t in target if isinstance(target, list | tuple) else (target,):
+                if t is not None:
+                    ownership.promote(level, t, op._schema.name)
+        values, dims, _ = unwrap(level, args)
+        if kwargs:
+            kwargs, kw_dims, _ = unwrap_kwargs(level, kwargs)
+            if kw_dims:
+                dims.append(kw_dims)
+        if rule is not None:
+            out, out_dims = rule.function(level, tuple(dims), *values, **kwargs)
+        else:
+            out, out_dims = loop(level, op, tuple(dims), *values, **kwargs)
+        return _returned(op, targets) if aliased or out is None else wrap(level, out, out_dims)
+
+    run.how = "by the operator that does not write"  # type: ignore[attr-defined]
+    run.rule = rule  # type: ignore[attr-defined]
+    method = None if rule is None or random or arrange is not None else getattr(rule.function, "method", None)
+    if method is None:
+        return run
+    short = _short_cut(method, run)
+    short.rule = rule  # type: ignore[attr-defined]
+    return short
+
+
+def _short_cut(method: str, run: Plan) -> Plan:
+    """Make the short cut of an elementwise operation that needs no alignment: with a number, or with its like."""
+
+    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if type(x) is BatchedTensor and x._level is level and x._bdim is not None and len(args) == 2 and not kwargs:
+            value, y = x._value, args[1]
+            if not value.requires_grad:  # a leaf may have to be given memory first
+                if type(y) is float or type(y) is int:
+                    getattr(value, method)(y)
+                    return x
+                if (
+                    type(y) is BatchedTensor
+                    and y._level is level
+                    and y._bdim == x._bdim
+                    and y._value.ndim == value.ndim
+                ):
+                    getattr(value, method)(y._value)
+                    return x
+        return run(level, args, kwargs)
+
+    return plan
+
+
+def _require_samples(level: Level, targets: list[Any]) -> None:
+    """Raise if numbers that differ by sample are about to be written to a tensor which all samples share."""
+    for t in targets:
+        inside = type(t) is BatchedTensor and t._level is level and (t._bdim is not None or t._origin is not None)
+        if isinstance(t, torch.Tensor) and not inside:
+            raise RandomnessError(
+                "vmap: Cannot ask for different inplace randomness on an unbatched tensor. This will appear like same "
+                "randomness. If this is necessary for your usage, please file an issue with functorch.\n  "
+                f"At {user_location()}, in vmap of {level.name!r}. Instead: write to a tensor made inside the function, "
+                "or map over this one with in_dims."
+            )
+
+
+@contextlib.contextmanager
+def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Iterator[None]:
+    """Refuse what a block writes to tensors from outside, if it changes them.
+
+    The loop would write once for every sample, and all but the first would begin with what is written. Numbers that are
+    drawn (randomness="same") are the same each time.
+
+    Raises:
+        InplaceError: a tensor's values are other ones now; they are put back.
+    """
+    outside = [t for t in _flat(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
+    if not outside or random or level.batch_size == 1:
+        yield
+        return
+    with torch.no_grad():
+        before = [t.clone() for t in outside]
+    yield
+    with torch.no_grad():
+        for t, old in zip(outside, before, strict=True):
+            if t.shape != old.shape or _changed(t, old):
+                t.copy_(old)
+                raise _shared_update(level, op, t)
+
+
+def _changed(new: Any, old: Any) -> bool:
+    differ = (new != old) & ~((new != new) & (old != old))  # nan is nan
+    return bool(every_sample(differ).any())
+
+
+def _shared_update(level: Level, op: Any, t: Any) -> InplaceError:
+    name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
+    return InplaceError(
+        f"vmap: {name} at {user_location()}, in vmap of {level.name!r}, changes a tensor of shape {tuple(t.shape)} from "
+        f"outside the mapped function: the loop would do so once for every sample, and the next sample would see it. "
+        f"Instead: write to a copy made inside (self.clone()) and return it, or write outside. (For modules that count or "
+        f"average in their buffers, such as batch norm in training: vmap_nn.call_with_buffers, module.eval(), or "
+        f"track_running_stats=False.)"
+    )
+
+
+def _flat(targets: Any) -> Iterator[Any]:
+    for t in targets:
+        if isinstance(t, list | tuple):
+            yield from _flat(t)
+        else:
+            yield t
+
+
+def _written(a: Any) -> bool:
+    return a.alias_info is not None and a.alias_info.is_write
+
+
+def _returned(op: OpOverload, targets: list[Any]) -> Any:
+    """An in-place operation returns the very tensor it was given."""
+    n = len(op._schema.returns)
+    return None if n == 0 else targets[0] if n == 1 else tuple(targets[:n])
+
+
+def functional_of(op: OpOverload) -> Any:
+    """Return the out-of-place overload that an in-place one (``add_``) repeats, if there is one."""
+    namespace, _, name = op._schema.name.partition("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    mine = [(a.name, str(a.type)) for a in op._schema.arguments]
+    for overload in overloads_of(packet) if isinstance(packet, OpOverloadPacket) else ():
+        if not overload._schema.is_mutable and mine == [(a.name, str(a.type)) for a in overload._schema.arguments]:
+            return overload
+    return None
+
+
+def write(level: Level, op: object, target: Any, result: Any) -> None:
+    """Copy a result into the tensor an in-place operation was called on.
+
+    Raises:
+        RuntimeError: shape or dtype of the result do not fit, with PyTorch's own texts.
+        InplaceError: the result is batched, the target comes from outside the mapped function.
+    """
+    batched = type(result) is BatchedTensor and result._level is level and result._bdim is not None
+    if result.shape != target.shape:
+        raise RuntimeError(
+            f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(result.shape)}"
+        )
+    if not torch.can_cast(result.dtype, target.dtype):
+        raise RuntimeError(
+            f"result type {_dtype_name(result.dtype)} can't be cast to the desired output type "
+            f"{_dtype_name(target.dtype)}"
+        )
+    if batched:
+        name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
+        ownership.promote(level, target, name)
+    if type(target) is BatchedTensor and target._level is level:
+        value = result._value if type(result) is BatchedTensor and result._level is level else result
+        if batched:
+            value = value.movedim(result._bdim, target._bdim)
+        elif target._bdim is not None:
+            value = value.unsqueeze(target._bdim)
+        target._value.copy_(value)
+    else:
+        target.copy_(result)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return {torch.float32: "Float", torch.float64: "Double", torch.int64: "Long", torch.int32: "Int",
+            torch.bool: "Bool", torch.float16: "Half"}.get(dtype, str(dtype))  # fmt: skip
+
+
+def write_out(level: Level, func: Any, target: Any, result: Any) -> None:
+    """Write a result to an ``out=`` argument, resizing it as PyTorch does."""
+    if target.shape != result.shape and type(target) is BatchedTensor and target._level is level:
+        # resize_ leaves the values undefined; the level owns the tensor, so it takes the result's place
+        if not torch.can_cast(result.dtype, target.dtype):
+            write(level, func, target.new_empty(result.shape), result)
+        result = result.to(target.dtype)
+        target._value, target._bdim, target._origin = result._value, result._bdim, result._origin
+        return
+    write(level, func, target, result)
+
+
+def _metadata_plan(level: Level, op: OpOverload, arrange: Arrange | None) -> Plan | None:
+    """``x.t_()``, ``x.unsqueeze_(0)``: the same tensor object, showing the view from now on."""
+    functional = functional_of(op)
+    if functional is None:
+        return None
+
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if arrange is not None:
+            args, kwargs = arrange(args, kwargs)
+        x = args[0]
+        if type(x) is not BatchedTensor or x._level is not level:
+            if level.batch_size != 1:
+                raise _shared_update(level, op, x)
+            return emitter(op)(*args, **kwargs)
+        if x._bdim is None and x._origin is not None and any(ref() is not None for ref in x._origin.views):
+            ownership.promote(level, x, op)  # its views could not be made again from what x shows next
+        viewed = call(level, functional, args, kwargs)
+        if type(viewed) is BatchedTensor and viewed is not x:
+            _rebind(x, viewed)
+        return x
+
+    return run
+
+
+def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
+    x._value, x._bdim = viewed._value, viewed._bdim
+    if x._origin is not None and x._origin.base is not None and viewed._origin is not None:
+        x._origin.replay = viewed._origin.replay

@@ -1,0 +1,24 @@
+"""Errors for what has no rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnsupportedError, user_location
+
+AUTOGRAD = "Gradients inside a mapped function come with vmap-autograd: pip install vmap-autograd"
+
+
+def unsupported(name: str, advice: str) -> UnsupportedError:
+    """Make the error for an entry point that has no rule."""
+    return UnsupportedError(f"vmap: {name} on a batched tensor, at {user_location()}. {advice}.")
+
+
+def needs_autograd(func: Any) -> Any:
+    """Make the plan of a call to autograd that no pack has a rule for."""
+    name = func.__qualname__ if hasattr(func, "__qualname__") else func.__name__
+
+    def plan(level: Any, args: Any, kwargs: Any) -> Any:
+        raise unsupported(f"torch.autograd.{name}" if "." not in name else name, AUTOGRAD)
+
+    return plan

@@ -1,0 +1,1 @@
+"""The level stack, the tensors that mapped functions see, and how a call enters."""

@@ -1,0 +1,147 @@
+"""`Level`: one active vmap, kept on PyTorch's own thread-local mode stack."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.overrides import TorchFunctionMode
+
+from ..errors import RandomnessError, function_name, user_location
+from ..torch_compat.autocast import is_autocast_enabled
+from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+
+
+def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one call at a level that has been taken off the stack.
+
+    Args:
+        level: the innermost level.
+        func: what was called: a builtin, a method of Tensor, a Python function, an ``OpOverload``.
+        args: its positional arguments, BatchedTensors among them.
+        kwargs: its keyword arguments.
+    """
+    if kwargs:
+        key: Any = (func, *map(type, args), *kwargs, *map(type, kwargs.values()))
+    else:
+        key = (func, type(args[0]), type(args[1])) if len(args) == 2 else (func, *map(type, args))
+    plan = level.plans.get(key)
+    if plan is None:
+        plan = level.table.make(level, key, func, args, kwargs)
+    return plan(level, args, kwargs)
+
+
+@contextlib.contextmanager
+def pushed(level: Level) -> Any:
+    """Run a block with a level on the stack again."""
+    push_mode(level)
+    try:
+        yield
+    finally:
+        pop_mode()
+
+
+if TYPE_CHECKING:
+    from ..rulekit.rule import Table
+
+NO_KWARGS: dict[str, Any] = {}  # of the calls without keyword arguments
+
+Randomness = Literal["error", "same", "different"]
+
+
+class _Blank:
+    """Memory of zeros at the head of an object.
+
+    Note [What C++ reads in a BatchedTensor]: PyTorch's argument parser asks ``isinstance(x, Tensor)`` and, for an
+    argument that may be a number, then reads rank and requires_grad in the C++ object it expects to find behind
+    ``x``. A BatchedTensor has its level there, and a level starts with these slots, never set. So C++ reads an empty
+    scalar without autograd, and accepts ``torch.full((3,), batched)``; the call reaches the level as any other.
+    Entry points that go on to use the tensor are guarded in `_interop`.
+    """
+
+    __slots__ = tuple(f"_blank{i:02}" for i in range(40))
+
+
+class Level(_Blank, TorchFunctionMode):
+    """One active vmap. Rules receive it as ``info``.
+
+    PyTorch hands every overridable call to the innermost mode, with that mode taken off the stack. So a rule
+    runs one level further out, and its physical calls meet the next level, or plain PyTorch, by themselves.
+
+    Attributes:
+        batch_size: number of samples.
+        randomness: ``"error"``, ``"same"`` or ``"different"``.
+        table: the rules in force.
+        plans: the table's plans, one lookup closer; under autocast, its plans for that.
+        autocast: whether they are.
+        func: the mapped function, or the level's name.
+        depth: number of modes outside this one.
+        active: False once the vmap has returned.
+        dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
+            from the engine are recorded; set while tensors are lowered without a mode (see `_lower`).
+    """
+
+    dispatch_keys: Any = None
+
+    def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
+        """Make a level, for a mapped function or its name; it becomes active when it is pushed."""
+        self.batch_size = batch_size
+        self.randomness = randomness
+        self.table = table
+        self.look_at_autocast()
+        self.func = func
+        self.active = True
+        self.depth = stack_size()
+
+    def look_at_autocast(self) -> None:
+        """Take the plans for the state of autocast in this thread."""
+        self.autocast = is_autocast_enabled()
+        self.plans = self.table.autocast_plans if self.autocast else self.table.plans
+
+    @property
+    def name(self) -> str:
+        """What messages call this level; made when asked for, since the repr of a module takes long."""
+        return self.func if isinstance(self.func, str) else function_name(self.func)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
+        if not kwargs:
+            n = len(args)
+            plan = self.plans.get(
+                (func, type(args[0]), type(args[1])) if n == 2
+                else (func, type(args[0])) if n == 1
+                else (func, *map(type, args))
+            )  # fmt: skip
+            if plan is not None:
+                return plan(self, args, NO_KWARGS)
+        return call(self, func, args, kwargs or NO_KWARGS)
+
+    def __enter__(self) -> Level:
+        """Make this the innermost level."""
+        push_mode(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave the level; tensors that escaped it are dead from here on."""
+        self.active = False
+        pop_mode()
+
+    def __repr__(self) -> str:
+        """Name the mapped function and the batch size."""
+        return f"<vmap level of {self.name!r}, batch size {self.batch_size}>"
+
+    def pushed(self) -> AbstractContextManager[None]:
+        """Return a context with this level on the stack again, for a rule that computes on BatchedTensors."""
+        return pushed(self)
+
+    def require_randomness(self, op: object) -> None:
+        """Raise unless random operations are allowed at this level."""
+        if self.randomness == "error":
+            raise RandomnessError(
+                "vmap: called random operation while in randomness error mode. Please either use the 'same' or "
+                f"'different' randomness flags on vmap or perform the randomness operation out of vmap. "
+                f"The operation was {op}, called at {user_location()}."
+            )

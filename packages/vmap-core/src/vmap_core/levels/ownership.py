@@ -1,0 +1,214 @@
+"""Tensors made inside a mapped function: who owns them, what a write of batched data does to them.
+
+``out = torch.zeros(n); out[i] = x`` works in a Python loop, since every iteration makes its own ``out``. Under vmap
+``out`` starts as one unbatched tensor that the level owns, and is promoted (expanded and copied, once) when batched
+data is first written to it or to a view of it. A tensor from outside the function is shared by all samples: such a
+write to it is an error.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InplaceError, user_location
+from ..torch_compat.functorch import enable_inplace_requires_grad, transforms_active
+from ..torch_compat.mode_stack import DisableTorchFunction, stack_size
+from ..torch_compat.tensors import storage_use_count
+from .entry import dispatch
+from .level import Level
+from .tensor import BatchedTensor, make_batched
+
+
+class Origin:
+    """How an unbatched tensor came to be inside its level.
+
+    Attributes:
+        base: the owned tensor this one is a view of; None for one that owns its memory.
+        replay: makes the view again, from the promoted base.
+        views: views of an owner, in the order they were made (weak references).
+    """
+
+    __slots__ = ("base", "replay", "views")
+
+    def __init__(self, base: BatchedTensor | None = None, replay: Callable[[], BatchedTensor] | None = None) -> None:
+        self.base = base
+        self.replay = replay
+        self.views: list[weakref.ref[BatchedTensor]] = []
+
+
+def fresh(level: Level, value: Any) -> BatchedTensor:
+    """Wrap an unbatched tensor that the mapped function has just made."""
+    return make_batched(value, None, level, Origin())
+
+
+def shared(level: Level, value: Any) -> BatchedTensor:
+    """Wrap an unbatched tensor whose memory comes from outside (``captured.detach()``)."""
+    return make_batched(value, None, level)
+
+
+def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], BatchedTensor]) -> BatchedTensor:
+    """Wrap a view of an unbatched tensor; if the level owns that one, the view follows its promotion."""
+    if of._origin is None:
+        return shared(level, value)
+    base = of if of._origin.base is None else of._origin.base
+    result = make_batched(value, None, level, Origin(base, replay))
+    assert base._origin is not None
+    base._origin.views.append(weakref.ref(result))
+    return result
+
+
+def promote(level: Level, x: Any, op: object) -> None:
+    """Give a tensor a batch dim in place, before batched data is written to it.
+
+    Args:
+        level: the running level, off the stack.
+        x: the tensor to be written to.
+        op: the operation, for the error.
+
+    Raises:
+        InplaceError: the tensor comes from outside the mapped function.
+    """
+    if type(x) is BatchedTensor and x._level is level:
+        if x._bdim is not None:
+            value = x._value
+            if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
+                value.data = value.detach().clone()  # the leaf stays the same, its samples get memory each
+            return
+        if x._origin is not None:
+            base = x if x._origin.base is None else x._origin.base
+            origin = base._origin
+            assert origin is not None
+            base._value, base._bdim, base._origin = expanded(base._value, level.batch_size).clone(), 0, None
+            for ref in origin.views:
+                old = ref()
+                if old is not None and old._origin is not None:
+                    assert old._origin.replay is not None
+                    new = old._origin.replay()
+                    old._value, old._bdim, old._origin = new._value, new._bdim, None
+            return
+    raise InplaceError(
+        f"vmap: {op}(self, *extra_args) is not possible because there exists a Tensor `other` in extra_args that has "
+        f"more elements than `self`. This happened due to `other` being vmapped over but `self` not being vmapped "
+        f"over at level {level.depth + 1}. Please try to use out-of-place operators instead of {op}. If said operator is being called "
+        f"inside the PyTorch framework, please file a bug report instead.\n  At {user_location()}, in vmap of "
+        f"{level.name!r}: `self` comes from outside the mapped function, so all samples share it. Instead: write to a "
+        f"tensor made inside the function (self.clone()), or map over it with in_dims."
+    )
+
+
+def _looking() -> int:
+    """Count the references to an attribute's value that looking at it makes; since 3.14 a call borrows its arguments."""
+    x = make_batched(object(), None, None)  # type: ignore[arg-type]
+    value, bdim = x._value, x._bdim
+    return sys.getrefcount(value) - (1 if bdim is None else 0)
+
+
+_LOOKING = _looking()
+
+
+def lay_out_samples(x: BatchedTensor) -> bool:
+    """Give the samples of a result memory apart from each other, as the loop's results have; tell whether it was done.
+
+    Only where nothing else can see the result's memory: no view of it, no other owner. Then the copy may take its place.
+    """
+    value, bdim = x._value, x._bdim
+    if type(value) is not torch.Tensor or bdim is None or value.retains_grad or (value.is_leaf and value.requires_grad):
+        return False
+    storage = value.untyped_storage()
+    owners = (
+        sys.getrefcount(value) - _LOOKING,
+        storage_use_count(storage._cdata) - 1,
+    )  # without what looks here
+    if owners != (1, 1) or storage.nbytes() != value.numel() * value.element_size():
+        return False
+    steps = [step for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)) if d != bdim and n > 1]
+    if steps != sorted(steps, reverse=True):  # the sample itself is not contiguous
+        return False
+    x._value, x._bdim = value.movedim(bdim, 0).contiguous(), 0
+    return True
+
+
+def expanded(value: Any, batch_size: int) -> Any:
+    """Return an unbatched value as ``batch_size`` equal samples in front, without a copy."""
+    return value.expand(batch_size, *value.shape)
+
+
+def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
+    """``x.requires_grad_()`` inside a mapped function: per-sample gradients need one leaf per sample.
+
+    A detached or new unbatched tensor becomes a batched leaf, expanded without a copy, so that autograd keeps the
+    samples' gradients apart.
+    """
+    if type(x) is not BatchedTensor or x._level is not level:
+        return x.requires_grad_(requires_grad)
+    value = x._value
+    if value.requires_grad == requires_grad:
+        return x
+    if not requires_grad:
+        value.requires_grad_(False)
+        return x
+    own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
+    x._value, x._bdim, x._origin = own._value, own._bdim, None
+    make_leaf(x)
+    return x
+
+
+def own_samples(x: Any) -> Any:
+    """Return a view of a tensor that has a batch dim at every active level, so that every sample has its own.
+
+    Where the samples share the tensor, it is expanded without a copy. Autograd then keeps apart what the samples do
+    to it: the gradient with respect to the view is per sample, and leads on to the tensor it views.
+    """
+    return dispatch(own_samples, (x,)) if stack_size() else x.view_as(x)
+
+
+def own_samples_at(level: Level, x: Any) -> BatchedTensor:
+    """Do it at a level that is off the stack, and at those outside it."""
+    here = type(x) is BatchedTensor and x._level is level
+    value, bdim = (x._value, x._bdim) if here else (x, None)
+    value = own_samples(value)
+    return (
+        make_batched(value, bdim, level)
+        if bdim is not None
+        else make_batched(expanded(value, level.batch_size), 0, level)
+    )
+
+
+def make_leaf(x: Any) -> None:
+    """Let a tensor with a batch dim at every active level require grad: the physical tensor becomes a leaf."""
+    level = x._level if type(x) is BatchedTensor else None
+    while type(x) is BatchedTensor:
+        x = x._value
+    if transforms_active():
+        with enable_inplace_requires_grad(True):
+            x.requires_grad_()
+    else:
+        x.requires_grad_()
+    if level is not None:
+        x._vmap_level = level
+
+
+def leaf_level(leaf: Tensor) -> Level | None:
+    """Return the level whose function made a physical leaf; None for a leaf from outside every level."""
+    return getattr(leaf, "_vmap_level", None)
+
+
+def same_storage(a: Any, b: Any) -> bool:
+    """Tell whether two values share memory, looking through levels."""
+    while type(a) is BatchedTensor:
+        a = a._value
+    while type(b) is BatchedTensor:
+        b = b._value
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    try:
+        with DisableTorchFunction():
+            return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # no storage: sparse, meta wrappers
+        return a is b

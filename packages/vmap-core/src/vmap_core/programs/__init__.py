@@ -1,0 +1,1 @@
+"""Captured programs: a run's physical operations, written down, simplified and replayed."""

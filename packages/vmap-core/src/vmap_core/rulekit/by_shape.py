@@ -1,0 +1,145 @@
+"""Rules that look at nothing but shapes: each is asked once, and the one operation it makes is kept.
+
+What a view or a reduction calls follows from the shape, often only the rank, the batch dim and the other arguments. So
+a rule marked with `by_shape` is run on a `_StandIn` that has a shape and nothing else; the operation it makes on it is
+remembered, and later calls go straight there. A rule that makes two operations, or looks at anything else, runs as any
+other does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodDescriptorType
+from typing import Any
+
+import torch
+
+from ..levels.level import Level
+from ..torch_compat.mode_stack import EnableTorchFunction, pop_mode, push_mode, stack_size
+from .rule import RuleFunction
+
+Known = tuple[Callable[[Any], Any], int]
+
+
+def by_shape(rule: RuleFunction) -> RuleFunction:
+    """Mark the rule of an operator from one tensor to one: its shape and the other arguments tell what the rule does.
+
+    Of ``info`` it may look at ``batch_size``. The operation has no effect but its result, for one that raises is run
+    again by the rule.
+    """
+    rule.by_shape = rule  # type: ignore[attr-defined]
+    return rule
+
+
+def learn(
+    rule: RuleFunction, level: Level, bdim: int, shape: torch.Size, args: Any, kwargs: Any
+) -> tuple[bool, Known | None]:
+    """Ask a rule what it does with a tensor of a shape.
+
+    Args:
+        rule: the rule, marked with `by_shape`.
+        level: where it is asked.
+        bdim: the tensor's batch dim.
+        shape: the tensor's physical shape.
+        args: the arguments after the tensor, in the schema's order.
+        kwargs: the keyword-only arguments.
+
+    Returns:
+        Whether the rule looked at sizes, and not only at the rank. The operation, to be called on the physical tensor,
+        with the batch dim of its result; None if the rule takes more than one operation, or raises.
+    """
+    asked = _StandIn(shape)
+    try:
+        with EnableTorchFunction(), _no_modes():  # type: ignore[no-untyped-call]
+            out, out_bdim = rule(_Info(level, asked), (bdim, *(None,) * len(args)), asked, *args, **kwargs)
+    except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
+        return asked.looked, None
+    one = type(out) is _Result and asked.operations == 1 and type(out_bdim) is int
+    return asked.looked, (out.operation, out_bdim) if one else None
+
+
+@contextmanager
+def _no_modes() -> Iterator[None]:
+    modes = [pop_mode() for _ in range(stack_size())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            push_mode(mode)
+
+
+class _Result:
+    """What an operation on a stand-in gives: good for being returned, and for nothing else."""
+
+    __slots__ = ("operation",)
+
+    def __init__(self, operation: Callable[[Any], Any]) -> None:
+        self.operation = operation
+
+    def __bool__(self) -> bool:
+        raise TypeError("a stand-in has no values")
+
+
+class _StandIn:
+    """A tensor that has a shape, and keeps what is called on it."""
+
+    __slots__ = ("_shape", "looked", "operations")
+
+    def __init__(self, shape: torch.Size) -> None:
+        self._shape = shape
+        self.looked = False
+        self.operations = 0
+
+    @property
+    def shape(self) -> torch.Size:
+        self.looked = True
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    def __getattr__(self, name: str) -> Callable[..., _Result]:
+        if not callable(getattr(torch.Tensor, name)):
+            raise TypeError(f"a stand-in has no {name}")
+        return lambda *args, **kwargs: self._keep(operator.methodcaller(name, *args, **kwargs), args, kwargs)
+
+    def _keep(self, operation: Callable[[Any], Any], args: Any, kwargs: Any) -> _Result:
+        if _holds_one((*args, *kwargs.values())):
+            raise TypeError("the operation takes more than one tensor")
+        self.operations += 1
+        return _Result(operation)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> _Result:
+        self, *others = args
+        if type(self) is not _StandIn:
+            raise TypeError("the operation takes more than one tensor")
+        kwargs, name = kwargs or {}, func.__name__
+        if type(getattr(torch.Tensor, name, None)) is MethodDescriptorType and getattr(torch, name, None) is func:
+            operation: Any = operator.methodcaller(name, *others, **kwargs)  # less than the function of that name
+        else:
+            operation = lambda x: func(x, *others, **kwargs)  # noqa: E731
+        return self._keep(operation, others, kwargs)
+
+
+class _Info:
+    """The ``info`` of a rule that is asked: the batch size is one of the sizes, and there is nothing else."""
+
+    __slots__ = ("_asked", "_level")
+
+    def __init__(self, level: Level, asked: _StandIn) -> None:
+        self._level = level
+        self._asked = asked
+
+    @property
+    def batch_size(self) -> int:
+        self._asked.looked = True
+        return self._level.batch_size
+
+
+def _holds_one(args: Any) -> bool:
+    """Tell whether a stand-in, or a result of one, is among arguments."""
+    return any(_holds_one(a) if type(a) in (list, tuple) else type(a) in (_StandIn, _Result) for a in args)

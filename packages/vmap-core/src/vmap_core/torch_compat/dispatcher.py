@@ -1,0 +1,11 @@
+"""PyTorch's dispatcher: its state in this thread."""
+
+from __future__ import annotations
+
+from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
+from torch._C import _dispatch_tls_local_exclude_set as excluded_keys
+from torch._C import _dispatch_tls_local_include_set as included_keys
+from torch._C import _ExcludeDispatchKeyGuard as WithoutDispatchKeys
+from torch._C import _ForceDispatchKeyGuard as WithDispatchKeys
+
+__all__ = ["BelowAutograd", "WithDispatchKeys", "WithoutDispatchKeys", "excluded_keys", "included_keys"]

@@ -1,0 +1,24 @@
+"""PyTorch's stack of modes in this thread, which levels are on, and overridable calls that skip it."""
+
+from __future__ import annotations
+
+from torch._C import DisableTorchFunction as DisableTorchFunction
+from torch._C import _disabled_torch_function_impl as disabled_torch_function_impl
+from torch._C import _EnableTorchFunction as EnableTorchFunction
+from torch._C import _get_function_stack_at as mode_at
+from torch._C import _len_torch_function_stack as stack_size
+from torch._C import _pop_torch_function_stack as pop_mode
+from torch._C import _push_on_torch_function_stack as push_mode
+
+from .versions import skip_one_hop
+
+__all__ = [
+    "DisableTorchFunction",
+    "EnableTorchFunction",
+    "disabled_torch_function_impl",
+    "mode_at",
+    "pop_mode",
+    "push_mode",
+    "skip_one_hop",
+    "stack_size",
+]

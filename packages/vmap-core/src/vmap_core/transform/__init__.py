@@ -1,0 +1,1 @@
+"""The transforms: vmap, custom_vmap, chunks."""
