@@ -153,11 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _packs_are_usable(command: Any) -> bool:
     """Tell whether the packs can be listed, or used; if not, say why. One that does not load is no hindrance."""
     from ..errors import PackConflictError
-    from ..rulekit import packs
-    from ..rulekit.packs import current_table
+    from ..rulekit import packs as installed
 
     try:
-        packs.packs() if command is packs else current_table()
+        installed.packs() if command is packs else installed.current_table()
     except (PackConflictError, ValueError, ImportError) as error:
         print(f"vmap: {error}\n`vmap doctor` looks the installation over", file=sys.stderr)
         return False
