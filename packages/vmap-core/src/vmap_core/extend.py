@@ -29,7 +29,7 @@ from .rulekit.families import along_dim, pointwise, reduction
 from .rulekit.loop import loop, loop_rule
 from .rulekit.makers import batch_dims, broadcast_all, expand_dims, sequential
 from .rulekit.packs import hookimpl, register, unregister
-from .rulekit.rule import RulePack
+from .rulekit.rule import Rule, RulePack, may_return_self
 from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
@@ -44,6 +44,7 @@ __all__ = [
     "InplaceError",
     "Level",
     "Product",
+    "Rule",
     "RulePack",
     "UnsupportedError",
     "align",
@@ -72,6 +73,7 @@ __all__ = [
     "lowered_map",
     "make_batched",
     "make_leaf",
+    "may_return_self",
     "own_samples",
     "pad_rank",
     "physical_dim",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vmap_core.extend import BatchedTensor, Level, ensure_bdim, loop, to_front, unwrap, wrap
+from vmap_core.extend import BatchedTensor, Level, Rule, ensure_bdim, loop, to_front, unwrap, wrap
 
 
 class _Instead:
@@ -187,8 +187,7 @@ def merged(
             rest = {n: d for n, d in dims.items() if n not in changes}
             return split_dims(size, merge_dims(info, call, rest, **changes), out)
 
-        backward.kind = "logical"  # type: ignore[attr-defined]
-        return backward if state else merged
+        return Rule(backward, "logical") if state else merged
 
     return family
 

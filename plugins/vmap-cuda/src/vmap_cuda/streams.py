@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, aten
+from vmap_core.extend import BatchedTensor, Level, RulePack, aten, may_return_self
 
 pack = RulePack("cuda.streams")
 
@@ -25,12 +25,10 @@ def is_pinned(info: Level, in_dims: Any, x: Tensor, device: Any = None) -> tuple
 
 
 @pack.rule(aten.pin_memory.default)
+@may_return_self
 def pin_memory(info: Level, in_dims: Any, x: Tensor, device: Any = None) -> tuple[Tensor, Any]:
     """(*) -> (*) in page-locked memory; the same tensor if it is there already."""
     return x.pin_memory() if device is None else x.pin_memory(device), in_dims[0]
-
-
-pin_memory.may_return_self = True  # type: ignore[attr-defined]
 
 
 @pack.rule(aten._pin_memory.default)

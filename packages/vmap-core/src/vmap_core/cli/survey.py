@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from ..dispatch.inplace import functional_of
+from ..dispatch.leaves import LOOP
+from ..dispatch.resolve import resolve
 from ..observe.names import name_of
-from ..rulekit.families import default_rule
 from ..rulekit.packs import current_table, install_hint
-from ..rulekit.rule import Rule, Table
-from ..rulekit.torch_library import registered_rule
-from ..torch_compat.operators import OpOverload, decomposition_of, is_leaf, overloads
+from ..rulekit.rule import Table
+from ..torch_compat.operators import OpOverload, overloads
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Served:
     Attributes:
         operator: its name.
         pack: the pack that serves it; None for the slow loop.
-        how: ``rule``, ``by tag``, ``parts`` ...
+        how: ``rule``, ``by tag``, ``its parts`` ...
         rule: where the rule is, or how to get it.
     """
 
@@ -48,7 +44,7 @@ def survey(pattern: str = "", pack: str | None = None, everything: bool = False)
     for key, rule in table.rules.items():
         name = name_of(key)
         if names.search(name) or names.search(rule.pack):
-            found[name] = Served(name, rule.pack, "rule", _place(rule))
+            found[name] = Served(name, rule.pack, "rule", rule.place)
     for op in overloads() if pattern or everything else ():
         private = op._schema.name.partition("::")[2].startswith("_") and not pattern
         if str(op) not in found and not private and names.search(str(op)):
@@ -60,40 +56,14 @@ def survey(pattern: str = "", pack: str | None = None, everything: bool = False)
 
 
 def who_serves(table: Table, op: OpOverload) -> Served:
-    """Tell how one overload is mapped."""
-    name, rule = str(op), table.rule(op)
-    if rule is not None:
-        return Served(name, rule.pack, "rule", _place(rule))
-    if torch.Tag.inplace_view in op.tags:
-        return Served(name, "core", "changes metadata in place")
-    if op._schema.is_mutable:
-        functional = functional_of(op)
-        served = default_rule(op)
-        if served is not None:
-            return Served(name, "core", "by tag", _place(served))
-        if functional is not None and functional is not op:
-            return Served(name, who_serves(table, functional).pack, f"as {functional}, then written")
-        plain = _without_out(op)
-        if plain is not None:
-            return Served(name, who_serves(table, plain).pack, "computed, then written to out=")
-    rule = default_rule(op) or registered_rule(op)
-    if rule is not None:
-        return Served(
-            name, rule.pack.partition(" ")[0], "by tag" if rule.pack.startswith("core") else "registered", _place(rule)
-        )
-    if not any("Tensor" in str(a.type) for a in op._schema.arguments):
-        return Served(name, "core", "no tensors: once, for all samples")
-    if not is_leaf(op):
-        return Served(name, "core", "its parts")
-    if decomposition_of(op) is not None:
-        return Served(name, "core", "decomposition")
-    hint = install_hint(op).partition(": ")[2]
-    return Served(name, None, "loop", hint if hint.startswith("pip install") else "")
-
-
-def _place(rule: Rule) -> str:
-    function: Any = rule.function
-    return f"{function.__module__}.{function.__name__}"
+    """Tell how one overload is mapped, as the planner has it run."""
+    served = resolve(table, op)
+    looped = served.rule is not None and served.rule.pack == LOOP
+    if looped:
+        hint = install_hint(op).partition(": ")[2]
+        return Served(str(op), None, served.how, hint if hint.startswith("pip install") else "")
+    pack = "core" if served.rule is None else served.rule.pack.partition(" ")[0]
+    return Served(str(op), pack, served.how, "" if served.rule is None else served.rule.place)
 
 
 def as_regex(pattern: str) -> str:
@@ -110,15 +80,3 @@ def as_regex(pattern: str) -> str:
         return re.escape(pattern.removeprefix("torch.ops."))
     parts = "[._]".join(map(re.escape, name.split(".")))
     return rf"(^|\.){parts}(\.\w+)?$"
-
-
-def _without_out(op: OpOverload) -> OpOverload | None:
-    """Return the overload that computes what one with ``out=`` writes."""
-    mine = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
-    if len(mine) == len(op._schema.arguments):
-        return None
-    for name in op.overloadpacket.overloads():
-        other = getattr(op.overloadpacket, name)
-        if not other._schema.is_mutable and [(a.name, str(a.type)) for a in other._schema.arguments] == mine:
-            return other
-    return None

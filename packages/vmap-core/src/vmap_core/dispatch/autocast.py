@@ -24,14 +24,13 @@ from ..levels.args import any_batched
 from ..levels.level import Level
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit import shared_weight
-from ..rulekit.families import default_rule
 from ..torch_compat.autocast import KEYS, is_autocast_enabled, state, without_autocast_cache
 from ..torch_compat.dispatcher import WithoutDispatchKeys
 from ..torch_compat.mode_stack import DisableTorchFunction, disabled_torch_function_impl
 from ..torch_compat.operators import OpOverload, has_kernel
 from ..torch_compat.tensors import make_wrapper
 from . import door2, lowering
-from .plan import Plan
+from .plan import Plan, Run
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,19 @@ class Casts:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
-    """Return the plan of an operator for a level under autocast.
+def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
+    """Return what runs calls of an operator at a level under autocast.
 
     Args:
         level: the level.
         func: what was called.
         op: the overload it means.
-        plan: how it runs without autocast.
+        plan: how they run without autocast.
     """
-    if op.namespace != "aten" or _emits_itself(level, op) or _returns_view(op):
-        return plan
+    rule, run = plan.served.rule, plan.run
+    emits_itself = rule is not None and rule.agreeing is not None and plan.served.written is None
+    if op.namespace != "aten" or emits_itself or _returns_view(op):
+        return run
     native = door2.native(func, op)
     mutates = op._schema.is_mutable
     is_composite = _has_kernel(op, "CompositeImplicitAutograd")
@@ -65,7 +66,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
 
     def cast(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_autocast_enabled() or not any_batched(level, args, kwargs):
-            return plan(level, args, kwargs)
+            return run(level, args, kwargs)
         tensors = list(_tensors((*args, *kwargs.values())))
         key = (*map(_traits, tensors), state())
         if key not in known:
@@ -82,7 +83,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Plan:
             new = iter([t if d is None else _cast(level, t, d) for t, d in zip(tensors, casts.dtypes, strict=True)])
             args, kwargs = _with(new, args, kwargs)
         with WithoutDispatchKeys(KEYS):
-            return plan(level, args, {**kwargs, **casts.options} if casts.options else kwargs)
+            return run(level, args, {**kwargs, **casts.options} if casts.options else kwargs)
 
     return cast
 
@@ -97,12 +98,6 @@ def _may_be_told_a_dtype(x: Any) -> bool:
     """Tell whether autocast may hand an operator on a tensor a dtype, where it casts nothing; on the CPU it never does."""
     dtype, device = _traits(x)
     return device.type != "cpu" and dtype.is_floating_point and dtype.itemsize < 4
-
-
-def _emits_itself(level: Level, op: OpOverload) -> bool:
-    """Tell whether an operator's rule makes one call, to the same operator, elementwise."""
-    rule = level.table.rule(op) or default_rule(op)
-    return hasattr(getattr(rule, "function", None), "emit")
 
 
 def _returns_view(op: OpOverload) -> bool:

@@ -8,6 +8,7 @@ parser does; whatever it does not match goes through the dispatcher (door 2), wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,35 @@ from torch import Tensor
 
 from ..torch_compat.operators import OpOverload, OpOverloadPacket, overloads_of, packet_of
 
-Arrange = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+@dataclass(frozen=True, slots=True)
+class Arrange:
+    """Brings the arguments of calls of one signature into the schema's order.
+
+    Attributes:
+        positional: where each positional argument comes from: ``("a", index)`` of the positional ones given, ``("v", index)``
+            all of those from an index on, ``("k", name)`` of the keyword arguments, ``("d", value)`` the default.
+        renamed: keyword-only arguments: the schema's name, and the call's.
+    """
+
+    positional: tuple[tuple[str, Any], ...]
+    renamed: tuple[tuple[str, str], ...]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword-only arguments of a call."""
+        out = []
+        for kind, source in self.positional:
+            if kind == "a":
+                out.append(args[source])
+            elif kind == "k":
+                out.append(kwargs[source])
+            elif kind == "v":
+                out.append(args[source:])
+            else:
+                out.append(source)
+        return tuple(out), {name: kwargs[given] for name, given in self.renamed}
+
+
 _KEYWORDS = {
     "axis": "dim",
     "keepdims": "keepdim",
@@ -158,20 +187,4 @@ def _arranger(sources: list[tuple[str, Any]], n_args: int, kwargs: dict[str, Any
     if in_order and len(positional) == n_args and all(a == b for a, b in renamed):
         return None
 
-    if positional == [("a", 0), ("v", 1)] and not renamed:  # x.reshape(2, 3)
-        return lambda args, kwargs: ((args[0], args[1:]), kwargs)
-
-    def arrange(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        out = []
-        for kind, source in positional:
-            if kind == "a":
-                out.append(args[source])
-            elif kind == "k":
-                out.append(kwargs[source])
-            elif kind == "v":
-                out.append(args[source:])
-            else:
-                out.append(source)
-        return tuple(out), {name: kwargs[given] for name, given in renamed}
-
-    return arrange
+    return Arrange(tuple(positional), tuple(renamed))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..rulekit.rule import RuleFunction
+from ..rulekit.rule import Rule
 from ..torch_compat.operators import OpOverload, decomposition_of, is_composite
 from .door2 import native
 from .lowering import run_lowered
 
 
-def decompose(op: OpOverload) -> RuleFunction:
+def decompose(op: OpOverload) -> Rule:
     """Make the rule that says an operator in others, by the decomposition that PyTorch knows for it.
 
     Those others then meet their own rules. For a body of one's own there is ``RulePack.composite``.
@@ -32,12 +32,10 @@ def decompose(op: OpOverload) -> RuleFunction:
         def composite(info: Any, *args: Any, **kwargs: Any) -> Any:
             return run_lowered(info, body, args, kwargs, mutates=op._schema.is_mutable)
 
-        composite.kind = "logical"  # type: ignore[attr-defined]
-        return composite
+        return Rule(composite, "logical")
 
     def decompose(info: Any, *args: Any, **kwargs: Any) -> Any:
         with info.pushed():
             return body(*args, **kwargs)
 
-    decompose.kind = "logical"  # type: ignore[attr-defined]
-    return decompose
+    return Rule(decompose, "logical")

@@ -15,11 +15,11 @@ from ..rulekit.rule import Rule
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import RANDOM, OpOverload
 from .binding import Arrange
-from .plan import Plan
+from .plan import Run
 
 
-def general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Plan:
-    """Make the plan that runs a rule on any arguments."""
+def general_run(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None) -> Run:
+    """Make what runs a rule on any arguments."""
     function = rule.function
     if rule.kind == "logical":
 
@@ -31,9 +31,9 @@ def general_plan(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange 
         return logical_plan
 
     always = op is not None and RANDOM in op.tags
-    run_unbatched = unbatched_plan(func, op)
+    run_unbatched = unbatched_run(func, op)
     named = _return_type(func, op)
-    may_return_self = getattr(function, "may_return_self", False)
+    may_return_self = rule.may_return_self
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -63,7 +63,7 @@ def _return_type(func: Any, op: OpOverload | None) -> Any:
     return getattr(torch.return_types, op._schema.name.partition("::")[2], None)
 
 
-def unbatched_plan(func: Any, op: OpOverload | None) -> Plan:
+def unbatched_run(func: Any, op: OpOverload | None) -> Run:
     """Make the plan for a call without batched arguments: run it once; its results belong to the level."""
     emit = emitter(func)
     may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)

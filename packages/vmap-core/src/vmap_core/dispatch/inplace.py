@@ -15,36 +15,20 @@ from ..levels.level import Level, call
 from ..levels.randomness import draws
 from ..levels.read import every_sample
 from ..levels.tensor import BatchedTensor
-from ..rulekit.families import default_rule
-from ..rulekit.loop import loop
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import RANDOM, OpOverload, OpOverloadPacket, is_leaf, overloads_of
+from ..torch_compat.operators import RANDOM, OpOverload
 from .binding import Arrange
-from .general import unbatched_plan
-from .plan import Plan
-from .rule_plan import from_rule
+from .general import unbatched_run
+from .plan import Run, Served
 
 
-def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Plan | None:
-    """Return the plan for an overload that writes to arguments; None if it has to run in the loop.
-
-    An overload without a rule of its own is derived from the functional one of the same name: compute, then copy
-    the result into ``self``.
-    """
-    if torch.Tag.inplace_view in op.tags:
-        return _metadata_plan(level, op, arrange)
-    rule = level.table.rule(op) or default_rule(op)
-    functional = functional_of(op)
-    if rule is not None and rule.kind == "logical":
-        return from_rule(rule, func, op, arrange)
-    random = RANDOM in op.tags
-    if random:
-        functional = None
-    if rule is None and functional is None and not is_leaf(op):
-        return None
+def inplace_run(func: Any, op: OpOverload, arrange: Arrange | None, served: Served) -> Run:
+    """Make what runs an overload that writes to arguments: by a physical rule, or by the overload that does not write."""
+    functional, random = served.written, RANDOM in op.tags
+    rule = served.rule if functional is None else None
     writes = [(i, a.name) for i, a in enumerate(op._schema.arguments) if _written(a)]
     aliased = bool(op._schema.returns) and op._schema.returns[0].alias_info is not None
-    run_unbatched = unbatched_plan(func, op)
+    run_unbatched = unbatched_run(func, op)
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, given_kwargs = args, kwargs
@@ -61,7 +45,7 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
             with unrepeated(level, op, targets, random):
                 out = run_unbatched(level, given, given_kwargs)
             return _returned(op, targets) if aliased or out is None else out
-        if rule is None and functional is not None:
+        if functional is not None:
             if torch.is_grad_enabled() and args[0].requires_grad:
                 # the derivative may need the value that is about to be overwritten
                 args = (call(level, torch.clone, (args[0],), {}), *args[1:])
@@ -77,44 +61,11 @@ def plan(level: Level, func: Any, op: OpOverload, arrange: Arrange | None) -> Pl
             kwargs, kw_dims, _ = unwrap_kwargs(level, kwargs)
             if kw_dims:
                 dims.append(kw_dims)
-        if rule is not None:
-            out, out_dims = rule.function(level, tuple(dims), *values, **kwargs)
-        else:
-            out, out_dims = loop(level, op, tuple(dims), *values, **kwargs)
+        assert rule is not None
+        out, out_dims = rule.function(level, tuple(dims), *values, **kwargs)
         return _returned(op, targets) if aliased or out is None else wrap(level, out, out_dims)
 
-    run.how = "by the operator that does not write"  # type: ignore[attr-defined]
-    run.rule = rule  # type: ignore[attr-defined]
-    method = None if rule is None or random or arrange is not None else getattr(rule.function, "method", None)
-    if method is None:
-        return run
-    short = _short_cut(method, run)
-    short.rule = rule  # type: ignore[attr-defined]
-    return short
-
-
-def _short_cut(method: str, run: Plan) -> Plan:
-    """Make the short cut of an elementwise operation that needs no alignment: with a number, or with its like."""
-
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0]
-        if type(x) is BatchedTensor and x._level is level and x._bdim is not None and len(args) == 2 and not kwargs:
-            value, y = x._value, args[1]
-            if not value.requires_grad:  # a leaf may have to be given memory first
-                if type(y) is float or type(y) is int:
-                    getattr(value, method)(y)
-                    return x
-                if (
-                    type(y) is BatchedTensor
-                    and y._level is level
-                    and y._bdim == x._bdim
-                    and y._value.ndim == value.ndim
-                ):
-                    getattr(value, method)(y._value)
-                    return x
-        return run(level, args, kwargs)
-
-    return plan
+    return run
 
 
 def _require_samples(level: Level, targets: list[Any]) -> None:
@@ -188,19 +139,6 @@ def _returned(op: OpOverload, targets: list[Any]) -> Any:
     return None if n == 0 else targets[0] if n == 1 else tuple(targets[:n])
 
 
-def functional_of(op: OpOverload) -> Any:
-    """Return the out-of-place overload that an in-place one (``add_``) repeats, if there is one."""
-    namespace, _, name = op._schema.name.partition("::")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    mine = [(a.name, str(a.type)) for a in op._schema.arguments]
-    for overload in overloads_of(packet) if isinstance(packet, OpOverloadPacket) else ():
-        if not overload._schema.is_mutable and mine == [(a.name, str(a.type)) for a in overload._schema.arguments]:
-            return overload
-    return None
-
-
 def write(level: Level, op: object, target: Any, result: Any) -> None:
     """Copy a result into the tensor an in-place operation was called on.
 
@@ -249,11 +187,8 @@ def write_out(level: Level, func: Any, target: Any, result: Any) -> None:
     write(level, func, target, result)
 
 
-def _metadata_plan(level: Level, op: OpOverload, arrange: Arrange | None) -> Plan | None:
-    """``x.t_()``, ``x.unsqueeze_(0)``: the same tensor object, showing the view from now on."""
-    functional = functional_of(op)
-    if functional is None:
-        return None
+def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None) -> Run:
+    """Make what runs ``x.t_()``, ``x.unsqueeze_(0)``: the same tensor object, showing the view from now on."""
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if arrange is not None:

@@ -11,25 +11,25 @@ from ..levels.args import any_batched
 from ..levels.level import Level, call
 from ..torch_compat.operators import OpOverload, is_random
 from . import inplace
-from .general import unbatched_plan
-from .plan import Plan
+from .general import unbatched_run
+from .plan import Run
 
 
-def out_names(func: Any) -> list[str]:
+def names_of_out(func: Any) -> list[str]:
     """Return the names of the arguments that a function writes its results to."""
     if not isinstance(func, OpOverload):
         return ["out"]
     return [a.name for a in func._schema.arguments if a.is_out]
 
 
-def out_plan(func: Any, names: list[str]) -> Plan:
-    """Make the plan for ``f(..., out=t)``: compute without it, then write the result to ``t``."""
+def out_run(func: Any, names: list[str]) -> Run:
+    """Make what runs ``f(..., out=t)``: compute without it, then write the result to ``t``."""
     functional = func.overloadpacket if isinstance(func, OpOverload) else func
     # a random operation draws per sample whatever its arguments are
     random = is_random(functional)
-    run_unbatched = unbatched_plan(func, None)
+    run_unbatched = unbatched_run(func, None)
 
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = kwargs[names[0]] if len(names) == 1 else [kwargs[name] for name in names]
         if not random and not any_batched(level, args, kwargs):
             with inplace.unrepeated(level, func, [out]):
@@ -44,16 +44,15 @@ def out_plan(func: Any, names: list[str]) -> Plan:
                 inplace.write_out(level, func, target, result)
         return out
 
-    plan.how = "computed, then written to out="  # type: ignore[attr-defined]
-    return plan
+    return run
 
 
-def factory_plan(func: Any) -> Plan:
-    """Make the plan for ``f(..., requires_grad=flag)``: the schemas do not have that argument."""
+def factory_run(func: Any) -> Run:
+    """Make what runs ``f(..., requires_grad=flag)``: the schemas do not have that argument."""
 
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rest = {k: v for k, v in kwargs.items() if k != "requires_grad"}
         result = call(level, func, args, rest)
         return ownership.requires_grad_(level, result) if kwargs["requires_grad"] else result
 
-    return plan
+    return run

@@ -1,8 +1,8 @@
-"""Door 1: every PyTorch call a mapped function makes, from the call to its rule.
+"""The planner: decides how the calls of a signature run, once.
 
-`call` looks a *plan* up by the function and the types of its arguments, and runs it. A plan is made on the first
-such call (`make_plan`) and closes over everything that follows from the types alone: the overload, its rule, how to
-bring the arguments in order.
+`vmap_core.levels.level.call` looks up what runs a call by the function and the types of its arguments. The first such
+call comes here. A plan closes over everything that follows from the types alone: the overload, its rule, how to bring the
+arguments in order.
 """
 
 from __future__ import annotations
@@ -15,74 +15,91 @@ import torch
 
 from ..levels.level import Level, pushed
 from ..levels.tensor import BatchedTensor
-from ..rulekit.rule import Table
+from ..rulekit.rule import Rule, Table
 from ..torch_compat.mode_stack import pop_mode, push_mode, skip_one_hop
 from ..torch_compat.operators import OpOverload
-from . import door2
-from . import out as _out
 from .autocast import cast_first
-from .binding import bind
-from .out import factory_plan, out_plan
-from .plan import Plan
+from .binding import Arrange, bind
+from .door2 import parts_run
+from .general import general_run, unbatched_run
+from .inplace import inplace_run, metadata_run
+from .out import factory_run, names_of_out, out_run
+from .plan import Plan, Run, Served
+from .properties import property_run
 from .refusals import needs_autograd
-from .resolve import for_overload
-from .rule_plan import from_rule
+from .resolve import ONCE, PARTS, resolve
+from .specialise import specialise
 
 
 def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call without the rule for the function itself; for such a rule, to pass a call on."""
     elements = tuple(map(_element_types, (*args, *kwargs.values())))
     key: Any = (call_inherent, func, len(args), *kwargs, *elements)
-    plan = level.plans.get(key)
-    if plan is None:
-        plan = level.table.enter(level.plans, key, inherent_plan(level, func, args, kwargs))
-    return plan(level, args, kwargs)
+    run = level.plans.get(key)
+    if run is None:
+        run = level.table.enter(level.plans, key, inherent_plan(level, func, args, kwargs))
+    return run(level, args, kwargs)
 
 
-def plan_for(level: Level, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-    """Make and keep the plan of a call, given the key that it is looked up by."""
+def run_for(level: Level, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    """Plan a call, given the key that it is looked up by; keep and return what runs it."""
     listed = list in key or tuple in key
-    return level.table.enter(level.plans, key, by_elements(key) if listed else make_plan(level, func, args, kwargs))
+    plan = Plan(by_elements(key, len(args)), BY_ELEMENTS) if listed else make_plan(level, func, args, kwargs)
+    return level.table.enter(level.plans, key, plan)
 
 
-Table.make = staticmethod(plan_for)
+Table.make = staticmethod(run_for)
+
+BY_ELEMENTS = Served("by the types in its lists")
 
 
-def by_elements(key: Any) -> Plan:
-    """Make the plan of a call with lists: the types in a list, too, decide between overloads."""
-    if key[1] is list and _LISTS.isdisjoint(key[2:]):  # one list, in front, as for cat and stack
-        plans: dict[Any, Plan] = {}
+def by_elements(key: Any, count: int) -> Run:
+    """Make what runs a call with lists: the types in a list, too, decide between overloads."""
+    func, types, rest = key[0], key[1 : 1 + count], key[1 + count :]
+    if types[:1] == (list,) and LISTS.isdisjoint(types[1:]) and LISTS.isdisjoint(rest):  # as for cat and stack
+        runs: dict[Any, Run] = {}
         all_batched = frozenset((BatchedTensor,))
 
-        def plan_by_first(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def run_by_first(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             for x in args[0]:
                 if type(x) is not BatchedTensor:
                     types = frozenset(map(type, args[0]))
                     break
             else:
                 types = all_batched
-            plan = plans.get(types)
-            if plan is None:
-                plan = level.table.enter(
-                    level.plans, (key, _element_types(args[0])), make_plan(level, key[0], args, kwargs)
-                )
-                if _LISTS.isdisjoint(types):
-                    plans[types] = plan
-            return plan(level, args, kwargs)
+            run = runs.get(types)
+            if run is None:
+                full = (key, _element_types(args[0]))
+                run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
+                if LISTS.isdisjoint(types):
+                    runs[types] = run
+            return run(level, args, kwargs)
 
-        return plan_by_first
+        return run_by_first
+    places = [i for i, kind in enumerate(types) if kind in LISTS]
+    if LISTS.isdisjoint(rest) and len(places) == 1:  # as for reshape((2, 3))
+        (place,) = places
 
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def run_by_one(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            full = (key, _element_types(args[place]))
+            run = level.plans.get(full)
+            if run is None:
+                run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
+            return run(level, args, kwargs)
+
+        return run_by_one
+
+    def run_by_all(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         full = (key, *map(_element_types, args), *map(_element_types, kwargs.values()))
-        plan = level.plans.get(full)
-        if plan is None:
-            plan = level.table.enter(level.plans, full, make_plan(level, key[0], args, kwargs))
-        return plan(level, args, kwargs)
+        run = level.plans.get(full)
+        if run is None:
+            run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
+        return run(level, args, kwargs)
 
-    return plan
+    return run_by_all
 
 
-_LISTS = frozenset((list, tuple))
+LISTS = frozenset((list, tuple))
 
 
 def _element_types(a: Any) -> Any:
@@ -91,70 +108,99 @@ def _element_types(a: Any) -> Any:
     if kind is not tuple and kind is not list:
         return kind
     types = frozenset(map(type, a))
-    return types if _LISTS.isdisjoint(types) else frozenset(map(_element_types, a))
+    return types if LISTS.isdisjoint(types) else frozenset(map(_element_types, a))
 
 
 def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-    """Decide how calls of this signature run.
+    """Decide how calls of a signature run.
 
-    In this order: a type of somebody else's that overrides functions of PyTorch; a rule for the function itself; a
-    rule for the overload it means (exact, or by the family its schema and tags put it in); the Python body of a
-    composite function; the dispatcher (door 2).
+    In this order: a type of somebody else's that overrides functions of PyTorch; a rule for the function itself; the Python
+    body of a composite function; whoever serves the overload that the call means (see `resolve`); the dispatcher (door 2).
     """
     others = list(dict.fromkeys(_overriding((*args, *kwargs.values()))))
     if others:
-        return overridden_plan(func, others)
+        return Plan(overridden_run(func, others), Served(f"{others[0].__name__}.__torch_function__"))
     rule = level.table.rule(func)
     if rule is not None and not isinstance(func, OpOverload):
-        return from_rule(rule, func, None, None, args)
+        return Plan(rule_run(rule, func, None, None, args, kwargs), Served("rule", rule))
     return inherent_plan(level, func, args, kwargs)
 
 
 def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Decide how calls run that have no rule for the function itself."""
     if func in (torch.autograd.grad, torch.Tensor.backward):  # their bodies hand the tensors to the engine
-        return needs_autograd(func)
+        return Plan(needs_autograd(func), Served("refused"))
     if type(func) is FunctionType:
-        return body_plan(func)
-    out_names = _out.out_names(func)
-    if out_names and kwargs.get(out_names[0]) is not None:
-        return out_plan(func, out_names)
+        return Plan(body_run(func), Served("Python body"))
+    written = names_of_out(func)
+    if written and kwargs.get(written[0]) is not None:
+        served = (
+            resolve(level.table, func) if isinstance(func, OpOverload) else Served("computed, then written to out=")
+        )
+        return Plan(out_run(func, written), served)
     if "requires_grad" in kwargs and type(func) is BuiltinFunctionType:
-        return factory_plan(func)
+        return Plan(factory_run(func), Served("made, then requires_grad is set"))
     op, arrange = bind(func, args, kwargs) or (None, None)
-    plan = None if op is None else for_overload(level, func, op, arrange, args, kwargs)
-    plan = plan or door2.plan(func, op, arrange)
-    return cast_first(level, func, op, plan) if level.autocast and op is not None else plan
+    if op is None:
+        is_property = getattr(func, "__name__", "") in ("__get__", "__set__")
+        return Plan(property_run(func), Served("property")) if is_property else Plan(parts_run(func, None), PARTS)
+    plan = overload_plan(level, func, op, arrange, args, kwargs)
+    return Plan(cast_first(level, func, op, plan), plan.served) if level.autocast else plan
 
 
-def body_plan(func: Any) -> Plan:
+def overload_plan(
+    level: Level, func: Any, op: OpOverload, arrange: Arrange | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plan:
+    """Return how calls run that mean an overload."""
+    served = resolve(level.table, op)
+    rule, writes = served.rule, op._schema.is_mutable
+    if writes and torch.Tag.inplace_view in op.tags and served.written is not None:
+        run = metadata_run(op, served.written, arrange)
+    elif writes and (served.written is not None or (rule is not None and rule.kind == "physical")):
+        run = inplace_run(func, op, arrange, served)
+        if served.written is None and rule is not None:
+            run = specialise(rule, op, arrange, args, kwargs, run)
+    elif rule is not None:
+        run = rule_run(rule, func, op, arrange, args, kwargs)
+    else:
+        run = unbatched_run(func, op) if served is ONCE else parts_run(func, op)
+    return Plan(run, served)
+
+
+def rule_run(
+    rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Run:
+    """Make what runs calls of a signature by a rule."""
+    return specialise(rule, op, arrange, args, kwargs, general_run(rule, func, op, arrange))
+
+
+def body_run(func: Any) -> Run:
     """Run the Python body of an overridable function, its inner calls meeting this level again."""
 
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         push_mode(level)
         try:
             return skip_one_hop(func, (BatchedTensor,), args, kwargs)
         finally:
             pop_mode()
 
-    plan.how = "Python body"  # type: ignore[attr-defined]
-    return plan
+    return run
 
 
 def _overriding(args: Any) -> Iterator[type]:
     """Iterate over types of arguments that are no tensors and yet take part in calls of PyTorch's functions."""
     for a in args:
         kind = type(a)
-        if kind in _LISTS:
+        if kind in LISTS:
             yield from _overriding(a)
         elif hasattr(kind, "__torch_function__") and kind is not BatchedTensor and not issubclass(kind, torch.Tensor):
             yield kind
 
 
-def overridden_plan(func: Any, kinds: list[type]) -> Plan:
+def overridden_run(func: Any, kinds: list[type]) -> Run:
     """Hand a call to such types (a linear operator, a dict of tensors), whose own calls meet this level again."""
 
-    def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with pushed(level):
             for kind in kinds:
                 out = kind.__torch_function__(func, tuple(kinds), args, kwargs)  # type: ignore[attr-defined]
@@ -162,4 +208,4 @@ def overridden_plan(func: Any, kinds: list[type]) -> Plan:
                     return out
         raise TypeError(f"no implementation found for {func} on types that implement __torch_function__: {kinds}")
 
-    return plan
+    return run

@@ -11,11 +11,11 @@ from ..levels.args import wrap
 from ..levels.level import Level
 from ..levels.read import unsupported
 from ..levels.tensor import BatchedTensor
-from .plan import Plan
+from .plan import Run
 
 
-def inherited_property_plan(func: Callable[..., Any]) -> Plan:
-    """Make the plan for a property of Tensor without a rule: read or set on the physical tensor."""
+def property_run(func: Callable[..., Any]) -> Run:
+    """Make what runs a property of Tensor without a rule: read or set on the physical tensor."""
     name, writes = func.__self__.__name__, func.__name__ == "__set__"  # type: ignore[attr-defined]
 
     def get(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ def unsupported(name: str, advice: str) -> UnsupportedError:
 
 
 def needs_autograd(func: Any) -> Any:
-    """Make the plan of a call to autograd that no pack has a rule for."""
+    """Make what runs a call to autograd that no pack has a rule for."""
     name = func.__qualname__ if hasattr(func, "__qualname__") else func.__name__
 
     def plan(level: Any, args: Any, kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch.plan import Plan, Served
 from ..dispatch.planner import call_inherent
 from ..errors import user_location
 from ..levels.ownership import same_storage
@@ -102,8 +103,8 @@ class Trace:
         self._open: list[Operation] = []
         self._planning = 0.0  # time spent on making plans, which later calls do not spend
 
-    def run(self, func: Any, plan: Any, level: Any, args: Any, kwargs: Any) -> Any:
-        """Run a plan, and write down what it does."""
+    def run(self, func: Any, plan: Plan, level: Any, args: Any, kwargs: Any) -> Any:
+        """Run a call by its plan, and write down what it does."""
         operation = Operation(
             name_of(func),
             level.name,
@@ -116,14 +117,14 @@ class Trace:
         self._open.append(operation)
         planning, start = self._planning, time.perf_counter()
         try:
-            out = plan(level, args, kwargs)
+            out = plan.run(level, args, kwargs)
         except BaseException as error:
             operation.error = error
             raise
         finally:
             operation.seconds = time.perf_counter() - start - (self._planning - planning)
             if not operation.pack:  # else `inner` has told
-                operation.pack, operation.rule = how(plan), _rule_name(plan)
+                operation.pack, operation.rule = _told(plan.served)
             self._open.pop()
         start = time.perf_counter()
         operation.outputs = _describe((out,), {}, level)
@@ -137,11 +138,11 @@ class Trace:
         self._planning += time.perf_counter() - start
         return out
 
-    def inner(self, plan: Any, level: Any, args: Any, kwargs: Any) -> Any:
+    def inner(self, plan: Plan, level: Any, args: Any, kwargs: Any) -> Any:
         """Run the plan that the types in a list have chosen: the same operation."""
         if self._open:
-            self._open[-1].pack, self._open[-1].rule = how(plan), _rule_name(plan)
-        return plan(level, args, kwargs)
+            self._open[-1].pack, self._open[-1].rule = _told(plan.served)
+        return plan.run(level, args, kwargs)
 
     def looped(self, op: Any, message: str) -> None:
         """Note that the open operation runs in the loop."""
@@ -164,8 +165,8 @@ class TracedTable(Table):
         self._since = self._since or time.perf_counter()
         return super().rule(op)
 
-    def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Any:
-        """Keep a plan, watched."""
+    def enter(self, plans: dict[Any, Any], key: Any, plan: Plan) -> Any:
+        """Keep what runs a call, watched."""
         if self._since is not None:
             self.trace._planning += time.perf_counter() - self._since
             self._since = None
@@ -179,7 +180,7 @@ class TracedTable(Table):
             def watched(level: Any, args: Any, kwargs: Any) -> Any:
                 return trace.run(func, plan, level, args, kwargs)
 
-        return super().enter(plans, key, watched)
+        return super().enter(plans, key, Plan(watched, plan.served))
 
 
 @contextlib.contextmanager
@@ -195,17 +196,9 @@ def recording(keep: bool = False) -> Iterator[Trace]:
         yield trace
 
 
-def how(plan: Any) -> str:
-    """Return the pack that a plan's rule is from, or how it runs without one."""
-    rule = getattr(plan, "rule", None)
-    return rule.pack if rule is not None else getattr(plan, "how", "PyTorch")
-
-
-def _rule_name(plan: Any) -> str:
-    rule = getattr(plan, "rule", None)
-    if rule is None:
-        return ""
-    return f"{rule.function.__module__}.{rule.function.__name__}"
+def _told(served: Served) -> tuple[str, str]:
+    """Return the pack, or in words how a call runs, and where the rule is."""
+    return served.pack, "" if served.rule is None else served.rule.place
 
 
 def _tensors(values: Any) -> Iterator[Any]:

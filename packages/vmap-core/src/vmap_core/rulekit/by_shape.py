@@ -18,19 +18,18 @@ import torch
 
 from ..levels.level import Level
 from ..torch_compat.mode_stack import EnableTorchFunction, pop_mode, push_mode, stack_size
-from .rule import RuleFunction
+from .rule import Rule, RuleFunction
 
 Known = tuple[Callable[[Any], Any], int]
 
 
-def by_shape(rule: RuleFunction) -> RuleFunction:
+def by_shape(rule: RuleFunction) -> Rule:
     """Mark the rule of an operator from one tensor to one: its shape and the other arguments tell what the rule does.
 
     Of ``info`` it may look at ``batch_size``. The operation has no effect but its result, for one that raises is run
     again by the rule.
     """
-    rule.by_shape = rule  # type: ignore[attr-defined]
-    return rule
+    return Rule(rule, by_shape=rule)
 
 
 def learn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from ..torch_compat.operators import OpOverload
 from .by_shape import by_shape
 from .dims import align, logical_rank, physical_dims, promote_like_samples
 from .makers import elementwise
-from .rule import Rule, RuleFunction
+from .rule import Rule
 
 
-def pointwise(op: OpOverload) -> RuleFunction:
+def pointwise(op: OpOverload) -> Rule:
     """Make the rule of an elementwise operator: align the batch dims, call it once."""
     if _is_special(op) or len(op._schema.returns) > 1:
-        return elementwise(op)
+        return Rule(elementwise(op))
     emit = emitter(op)
     # where() and masked_fill() take a bool that has no part in type promotion
     conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
@@ -34,8 +35,7 @@ def pointwise(op: OpOverload) -> RuleFunction:
         aligned, bdim = align(args, in_dims)
         return emit(*aligned, **kwargs), bdim
 
-    pointwise.emit = emit  # type: ignore[attr-defined]  # the dispatcher's short cut for operands that agree
-    return pointwise
+    return Rule(pointwise, agreeing=emit)
 
 
 def _agreed(args: Any, in_dims: Any) -> int | None:
@@ -62,7 +62,7 @@ def _promote(args: Any, in_dims: Any, conditions: list[int]) -> Any:
     return [args[i] if i in conditions else a for i, a in enumerate(promoted)]
 
 
-def pointwise_inplace(op: OpOverload) -> RuleFunction:
+def pointwise_inplace(op: OpOverload) -> Rule:
     """Make the rule of an in-place elementwise operator: the others are aligned to self, which stays in place."""
     name = op._schema.name.partition("::")[2]
     conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
@@ -92,12 +92,10 @@ def pointwise_inplace(op: OpOverload) -> RuleFunction:
         getattr(self, name)(*aligned, **kwargs) if hasattr(self, name) else op(self, *aligned, **kwargs)
         return self, bdim
 
-    if hasattr(torch.Tensor, name):
-        pointwise_inplace.method = name  # type: ignore[attr-defined]  # for a short cut, as above
-    return pointwise_inplace
+    return Rule(pointwise_inplace, inplace_method=name if hasattr(torch.Tensor, name) else None)
 
 
-def reduction(op: OpOverload) -> RuleFunction:
+def reduction(op: OpOverload) -> Rule:
     """Make the rule of an operator that reduces over ``dim`` (an int, a list, or None for all dims).
 
     The batch dim stays where it is; the dims to reduce are counted around it.
@@ -144,7 +142,7 @@ def reduction(op: OpOverload) -> RuleFunction:
     return by_shape(reduction)
 
 
-def along_dim(op: OpOverload) -> RuleFunction:
+def along_dim(op: OpOverload) -> Rule:
     """Make the rule of an operator that works along one ``dim`` and keeps the rank (cumsum, sort, softmax)."""
     _refuse_special(op, "along_dim")
     arguments = op._schema.arguments
@@ -188,10 +186,10 @@ def along_dim(op: OpOverload) -> RuleFunction:
 def default_rule(op: OpOverload) -> Rule | None:
     """Return the rule that an operator's tags and schema suggest, if they suggest one."""
     make = _default_family(op)
-    return None if make is None else Rule(make(op), "physical", "core (by tag)")
+    return None if make is None else replace(make(op), pack="core (by tag)")
 
 
-def _default_family(op: OpOverload) -> Callable[[OpOverload], RuleFunction] | None:
+def _default_family(op: OpOverload) -> Callable[[OpOverload], Rule] | None:
     if torch.Tag.pointwise not in op.tags and op.name().removeprefix("aten::") not in _UNTAGGED:
         return None
     if torch.Tag.nondeterministic_seeded in op.tags or _has_list(op):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import PackConflictError, UnsupportedError, user_location
 from ..torch_compat.operators import CustomOpDef, Missing, OpOverload, OpOverloadPacket
 
 RuleFunction = Callable[..., Any]
+Kind = Literal["physical", "logical"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of the table.
+    """A rule, and what the dispatcher may know of it to reach the same result in fewer steps.
+
+    Makers of rules return one, decorators such as `by_shape` make one of a function; it is called as its function is.
 
     Attributes:
         function: the rule. Kind ``"physical"``: ``(info, in_dims, *args, **kwargs) -> (output, out_dims)`` on
@@ -23,12 +26,34 @@ class Rule:
         kind: see above.
         pack: the name of the pack it came from.
         override: whether it may replace another pack's rule.
+        agreeing: the one call that the rule makes where its tensors agree: of one rank, their batch dims at one place.
+        by_shape: a physical rule that looks at nothing but shapes, and does what this one does where it does not raise.
+        inplace_method: the method of Tensor that an elementwise operator which writes to its first argument is.
+        may_return_self: whether the result may be the very tensor that the operator got.
     """
 
     function: RuleFunction
-    kind: str
-    pack: str
+    kind: Kind = "physical"
+    pack: str = ""
     override: bool = False
+    agreeing: Callable[..., Any] | None = None
+    by_shape: RuleFunction | None = None
+    inplace_method: str | None = None
+    may_return_self: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def place(self) -> str:
+        """Where the rule is, as ``module.function``."""
+        return f"{self.function.__module__}.{self.function.__name__}"
+
+
+def may_return_self(function: RuleFunction) -> Rule:
+    """Mark the rule of an operator whose result may be the very tensor that it got, as ``x.to(x.dtype)`` is ``x``."""
+    return Rule(function, may_return_self=True)
 
 
 def rule_key(op: Any) -> Any:
@@ -69,13 +94,14 @@ class RulePack:
         """Show the name and the number of rules."""
         return f"<RulePack {self.name!r}, {len(self.rules)} rules>"
 
-    def add(self, op: Any, function: RuleFunction, *, kind: str = "physical", override: bool = False) -> None:
-        """Enter a rule for an operator.
+    def add(self, op: Any, rule: RuleFunction | Rule, *, kind: Kind = "physical", override: bool = False) -> None:
+        """Enter a rule for an operator: a function of a kind, or a `Rule`.
 
         One that this version of PyTorch does not have (see `vmap_core.extend.aten`) is left out.
 
         Raises:
             PackConflictError: the pack has a rule for it already.
+            ValueError: there is no such kind.
         """
         if isinstance(op, Missing):
             self.missing.add(op.__name__)
@@ -83,7 +109,12 @@ class RulePack:
         key = rule_key(op)
         if key in self.rules:
             raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
-        self.rules[key] = Rule(function, kind, self.name, override)
+        if kind not in get_args(Kind):
+            raise ValueError(
+                f"the kind of a rule is one of {get_args(Kind)}, not {kind!r} (for {key} in {self.name!r})"
+            )
+        made = rule if isinstance(rule, Rule) else Rule(rule, kind)
+        self.rules[key] = replace(made, pack=self.name, override=override)
 
     def rule(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
         """Decorate a batching rule ``(info, in_dims, *args, **kwargs) -> (output, out_dims)``.
@@ -125,14 +156,13 @@ class RulePack:
 
         return decorate
 
-    def family(self, make: Callable[[Any], RuleFunction], *ops: Any, override: bool = False) -> None:
+    def family(self, make: Callable[[Any], RuleFunction | Rule], *ops: Any, override: bool = False) -> None:
         """Enter ``make(op)`` for each operator: one line for operators that one family of rules fits."""
         for op in ops:
             if isinstance(op, Missing):
                 self.missing.add(op.__name__)
                 continue
-            rule = make(rule_key(op))
-            self.add(op, rule, kind=getattr(rule, "kind", "physical"), override=override)
+            self.add(op, make(rule_key(op)), override=override)
 
     def refuse(self, *ops: Any, reason: str) -> None:
         """Enter a rule that raises UnsupportedError with a reason, and what to do instead."""
@@ -149,10 +179,10 @@ class Table:
 
     Attributes:
         rules: operator -> `Rule`.
-        plans: call signature -> plan.
+        plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
-        make: makes and keeps the plan of a call, ``(level, key, func, args, kwargs) -> plan``. The planner, which knows all
-            ways to run a call and so is far above, sets it when it is imported.
+        make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
+            call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
@@ -178,10 +208,11 @@ class Table:
                 if old is None or rule.override:
                     self.rules[op] = rule
 
-    def enter(self, plans: dict[Any, Any], key: Any, plan: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep the plan of a call signature among ``plans``, and return what is to be run."""
-        plans[key] = plan
-        return plan
+    def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
+        """Keep what runs the calls of a signature among ``plans``, and return it."""
+        run: Callable[..., Any] = plan.run
+        plans[key] = run
+        return run
 
     def rule(self, op: Any) -> Rule | None:
         """Return the rule entered for an operator, if there is one."""

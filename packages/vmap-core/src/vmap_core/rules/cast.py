@@ -9,7 +9,7 @@ import torch
 from ..errors import UnsupportedError
 from ..levels.layout import contiguous_strides
 from ..rulekit.dims import ensure_bdim, logical_rank, to_front
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import Rule, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
 from .view import logical_shape
@@ -32,7 +32,7 @@ def _laid_out(x: Any, bdim: int | None, memory_format: Any) -> tuple[Any, int | 
     return x.permute(order).contiguous().permute(back), 0
 
 
-def _with_layout(op: Any) -> RuleFunction:
+def _with_layout(op: Any) -> Rule:
     """Make the rule of an operator that keeps values and takes a ``memory_format``."""
     at = [a.name for a in op._schema.arguments].index("memory_format")
     keyword = op._schema.arguments[at].kwarg_only
@@ -52,8 +52,7 @@ def _with_layout(op: Any) -> RuleFunction:
             out = op(x, *args[: at - 1], plain, *args[at:])
         return _laid_out(out, bdim, memory_format)
 
-    same_values.may_return_self = True  # type: ignore[attr-defined]  # ``x.to(x.dtype) is x``
-    return same_values
+    return may_return_self(same_values)  # ``x.to(x.dtype) is x``
 
 
 pack.family(
@@ -67,6 +66,7 @@ pack.family(
 
 
 @pack.rule(aten.contiguous.default)
+@may_return_self
 def contiguous(info, in_dims, x, *, memory_format=torch.contiguous_format):
     """(*) -> (*), each sample contiguous; the same tensor if they are."""
     bdim = in_dims[0]
@@ -78,19 +78,14 @@ def contiguous(info, in_dims, x, *, memory_format=torch.contiguous_format):
     return _laid_out(x, bdim, memory_format)
 
 
-contiguous.may_return_self = True  # type: ignore[attr-defined]
-
-
 @pack.rule(aten.to.other)
+@may_return_self
 def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_format=None):
     """(*) -> (*), with the dtype and device of another tensor."""
     rule = pack.rules[aten.to.device].function
     if in_dims[0] is None:
         return x.to(other.device, other.dtype, non_blocking, copy, memory_format=memory_format), None
     return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
-
-
-to_other.may_return_self = True  # type: ignore[attr-defined]
 
 
 @pack.rule(aten.to_sparse.default, aten._to_sparse.default)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..dispatch.general import unbatched_plan
+from ..dispatch.general import unbatched_run
 from ..levels.ownership import lay_out_samples
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import to_front, wrap_dim
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .view import logical_shape
 
@@ -70,10 +70,9 @@ def _reshaper(name: str) -> RuleFunction:
 
 
 _physical_view = _reshaper("view")
-_shared_view = unbatched_plan(torch.Tensor.view, aten.view.default)
+_shared_view = unbatched_run(torch.Tensor.view, aten.view.default)
 
 
-@pack.logical(aten.view.default)
 def view(info, x, shape):
     """(*) -> (*shape), as a view. A result whose batch dim lies inside the sample's memory is laid out anew first."""
     if type(x) is not BatchedTensor or x._level is not info or x._bdim is None:
@@ -86,8 +85,7 @@ def view(info, x, shape):
     return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
 
 
-view.by_shape = _physical_view  # type: ignore[attr-defined]  # most samples can be viewed as they lie
-
+pack.add(aten.view.default, Rule(view, "logical", by_shape=_physical_view))  # most samples can be viewed as they lie
 pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 

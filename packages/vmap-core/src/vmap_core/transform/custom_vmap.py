@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch.plan import Plan, Served
 from ..errors import UnsupportedError, user_location
 from ..levels import tree as _tree
 from ..levels.args import unwrap, wrap
@@ -57,10 +58,8 @@ class CustomVmap:
             push_mode(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
 
-    def _plan(self) -> Any:
-        plan: Any = functools.partial(self._at)
-        plan.how = self.how
-        return plan
+    def _plan(self) -> Plan:
+        return Plan(self._at, Served(self.how))
 
     def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves: list[Any] = []
