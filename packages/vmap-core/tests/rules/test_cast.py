@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vmap_core
-from vmap_core import InplaceError, UnsupportedError, vmap
+from vmap_core import InplaceError, vmap
 
 X = torch.rand(3, 4, 5) * 10
 B = torch.tensor([2.0, 3.0, 4.0])
@@ -117,37 +117,6 @@ def test_copy_into_a_tensor_from_outside():
     with pytest.raises(InplaceError):
         vmap(lambda x: outside.copy_(x))(X)
     assert not outside.any()
-
-
-def test_set_data():
-    def f(x):
-        y = torch.zeros(2)
-        y.data = x * 2
-        assert y.shape == (4, 5)
-        return y
-
-    assert torch.equal(vmap(f)(X), X * 2)
-    plain = torch.zeros(4, 5)
-
-    def g(x):
-        plain.data = x
-        return x
-
-    with pytest.raises(UnsupportedError, match="assignment to .data"):
-        vmap(g)(X)
-
-
-def test_storage_is_not_handed_out():
-    for name in ("data_ptr", "untyped_storage", "storage"):
-        with pytest.raises(UnsupportedError, match=name):
-            vmap(lambda x, name=name: getattr(x, name)())(X)
-
-    def f(x):
-        assert torch.zeros(3).data_ptr()
-        assert x.share_memory_() is x
-        return x
-
-    vmap(f)(X.clone())
 
 
 def test_gradients_pass():
