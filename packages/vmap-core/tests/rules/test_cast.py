@@ -100,18 +100,6 @@ def test_result_type_is_of_the_samples(operands):
     assert seen == [torch.result_type(*operands(X[0], B[0], I[0]))]
 
 
-def test_predicates():
-    def f(x):
-        assert torch.is_tensor(x) and isinstance(x, torch.Tensor) and not torch.is_storage(x)
-        assert torch.is_floating_point(x) and not torch.is_complex(x) and x.is_signed()
-        assert not torch.is_conj(x) and not torch.is_neg(x) and not torch.is_inference(x) and not x.is_pinned()
-        assert torch.is_same_size(x, D) and x.type() == "torch.FloatTensor"
-        assert torch.can_cast(x.dtype, torch.double) and torch.promote_types(x.dtype, D.dtype) == torch.double
-        return x
-
-    vmap(f)(X)
-
-
 def test_copy_into_a_tensor_from_outside():
     outside = torch.zeros(4, 5)
     with pytest.raises(InplaceError):
