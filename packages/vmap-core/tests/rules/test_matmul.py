@@ -63,6 +63,11 @@ def test_distances(p):
     check_call(torch.cdist, M, M[:1] + 0.1, p, dtypes=())
 
 
+@pytest.mark.parametrize("bias", [W, None])
+def test_the_result_of_linear_can_be_viewed_as_in_the_loop(bias):
+    check_call(lambda x, w: torch.nn.functional.linear(x, w, bias).view(-1), A, N.mT, dtypes=())
+
+
 def test_distances_by_products():
     for mode in ("use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist"):
         check_call(lambda x, y, mode=mode: torch.cdist(x, y, 2.0, mode), M, M[:2] + 0.1)

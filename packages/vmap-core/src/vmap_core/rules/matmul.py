@@ -169,6 +169,10 @@ def linear(info, in_dims, x, weight, bias=None):
     if w_bdim is None and b_bdim is None:
         if x_bdim == x.ndim - 1:
             x, x_bdim = to_front(x, x_bdim), 0
+        if x_bdim and bias is not None and (weight.ndim, bias.ndim) == (2, 1) and x.shape[-1] == weight.shape[1]:
+            # as linear does it, but linear gives a view, which cannot be laid out anew where a sample's is viewed
+            rows = torch.addmm(bias, x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight.t())
+            return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
     w_rank = weight.ndim - (w_bdim is not None)
     x_rank = x.ndim - (x_bdim is not None)
