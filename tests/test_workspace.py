@@ -1,5 +1,6 @@
 """The members of the workspace agree with each other; the folders say what they are."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -95,3 +96,19 @@ def test_plugins_use_the_public_api_only():
 def test_no_file_collects_every_concern(folder):
     long = {p: n for p in (ROOT / folder).rglob("src/**/*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_every_rule_file_has_a_test_file_of_its_name(member):
+    """``rules/X.py`` of the core, and a plugin's ``X.py`` that makes a pack: ``tests/rules/test_X.py``, in folders alike."""
+    module, tests = member / "src" / member.name.replace("-", "_"), member / "tests/rules"
+    if member.name == "vmap-core":
+        module /= "rules"
+        files = {p for p in module.rglob("*.py") if p.name != "__init__.py"}
+    else:
+        files = {p for p in module.rglob("*.py") if re.search("^pack = RulePack\\(", p.read_text(), re.MULTILINE)}
+    assert files
+    wanted = {p.relative_to(module).with_name(f"test_{p.name}") for p in files}
+    found = {p.relative_to(tests) for p in tests.rglob("test_*.py")}
+    assert not wanted - found, "rule files without tests"
+    assert not found - wanted, "tests of no rule file"

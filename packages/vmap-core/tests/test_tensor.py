@@ -151,18 +151,3 @@ def test_operators_with_strangers():
     assert seen == ["stranger"]
     with pytest.raises(TypeError, match="unsupported operand"):
         vmap(lambda x: x + object())(torch.zeros(3))
-
-
-@pytest.mark.filterwarnings("ignore:.*is deprecated on")
-@pytest.mark.filterwarnings("ignore:.*on tensors of dimension other than 2")
-@pytest.mark.parametrize("name", ["T", "mT", "H", "mH"])
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_transposes_of_low_rank(name, rank):
-    batch = torch.randn((3, *(2, 4)[:rank]), dtype=torch.complex64)
-    try:
-        expected = torch.stack([getattr(r, name) for r in batch])
-    except RuntimeError as error:
-        with pytest.raises(RuntimeError, match=str(error).split(" (")[0].split(". ")[0]):
-            vmap(lambda r: getattr(r, name))(batch)
-    else:
-        assert torch.equal(vmap(lambda r: getattr(r, name))(batch), expected)

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call, stack_module_state
 
 import vmap_core
-from vmap_core import InplaceError, vmap
+from vmap_core import vmap
 
 LAYERS = {
     "linear": (lambda: torch.nn.Linear(6, 3), (2, 6)),
@@ -61,56 +61,3 @@ def test_layer(name, mapped):
         )
         expected = torch.stack([m(x[i] if mapped == "both" else x[0]) for i, m in enumerate(members)])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_batch_norm_in_training_says_what_to_do():
-    with pytest.raises(InplaceError, match=r"track_running_stats=False"):
-        vmap(torch.nn.BatchNorm1d(4))(torch.randn(3, 5, 4))
-
-
-def test_batch_norm_with_statistics_of_each_member():
-    members = [torch.nn.BatchNorm1d(4) for _ in range(3)]
-    x = torch.randn(3, 5, 4)
-    params, buffers = stack_module_state(members)
-    vmap(lambda p, b, x: functional_call(members[0], (p, b), (x,)))(params, buffers, x)
-    for member, row in zip(members, x, strict=True):
-        member(row)
-    torch.testing.assert_close(buffers["running_mean"], torch.stack([m.running_mean for m in members]))
-    torch.testing.assert_close(buffers["running_var"], torch.stack([m.running_var for m in members]))
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_one_number_for_all_spatial_dims(n):
-    x = torch.randn(3, 2, *(5,) * n)
-    F = torch.nn.functional
-    for f in (
-        lambda x: getattr(F, f"adaptive_avg_pool{n}d")(x, 2),
-        lambda x: getattr(F, f"avg_pool{n}d")(x, 2),
-        lambda x: getattr(F, f"max_pool{n}d")(x, 2, stride=1),
-        lambda x: getattr(F, f"adaptive_max_pool{n}d")(x, 2),
-    ):
-        torch.testing.assert_close(vmap(f)(x), torch.stack([f(row) for row in x]))
-        torch.testing.assert_close(vmap(f)(x[:, None]), torch.stack([f(row[None]) for row in x]))
-    with pytest.raises(RuntimeError, match=f"Expected {n + 1}D"):
-        vmap(lambda x: getattr(F, f"avg_pool{n}d")(x, 2))(x[:, 0])
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_large_members_have_a_convolution_each(transposed, monkeypatch):
-    monkeypatch.setattr("vmap_nn.convolution.LARGE", 100)
-    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
-    members = [kind(4, 6, 3, stride=2, groups=2) for _ in range(3)]
-    state = {k: v.detach().requires_grad_() for k, v in stack_module_state(members)[0].items()}
-    x = torch.randn(3, 2, 4, 9, 9)
-    with torch.profiler.profile() as profile:
-        got = vmap(lambda state, x: functional_call(members[0], state, (x,)))(state, x)
-    assert sum(e.name == "aten::convolution" for e in profile.events()) == 3
-    expected = torch.stack([m(row) for m, row in zip(members, x, strict=True)])
-    torch.testing.assert_close(got, expected)
-    weights = torch.randn_like(expected)
-    grads = torch.autograd.grad((got * weights).sum(), list(state.values()))
-    (expected * weights).sum().backward()
-    for name, grad in zip(state, grads, strict=True):
-        torch.testing.assert_close(
-            grad, torch.stack([m.get_parameter(name).grad for m in members]), rtol=1e-4, atol=1e-4
-        )

@@ -102,3 +102,9 @@ def test_a_scalar_mask():
         return x
 
     assert check_rule(single, torch.tensor(3.0), torch.tensor(2.9))
+
+
+@pytest.mark.parametrize("size", [0, 2, 8])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 0)])
+def test_nonzero_static(shape, size):
+    check_rule(lambda x: torch.nonzero_static(x, size=size, fill_value=7), torch.randint(0, 2, shape))

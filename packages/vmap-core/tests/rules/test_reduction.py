@@ -1,9 +1,10 @@
-"""Reductions: keepdim as a keyword that only some schemas have, empty lists of dims, derivatives at ties."""
+"""Reductions and scans: against the loop, empty lists of dims, derivatives at ties, segments."""
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
+from tests.calls import check_call, check_refused
 from vmap_core import vmap
 from vmap_core.testing import check_rule
 
@@ -94,3 +95,79 @@ def test_segments(reduce):
     assert check_rule(
         lambda x, n: torch.segment_reduce(x, reduce, lengths=n, axis=1), data.T.contiguous(), lengths.repeat(4, 1)
     )
+
+
+X = torch.linspace(-3, 2.5, 24).sin().reshape(2, 3, 4)
+M, V, S = X[0], X[0, 0], torch.tensor(0.7)
+ALONG = {
+    "amax": (torch.amax, X, (0, -1)),
+    "amin, kept": (torch.amin, X, (1,), True),
+    "count_nonzero": (torch.count_nonzero, X, 1),
+    "count_nonzero of all": (torch.count_nonzero, X),
+    "kthvalue": (torch.kthvalue, M, 2, 0),
+    "logsumexp": (torch.logsumexp, X, (0, 2)),
+    "max": (torch.max, M, 0),
+    "min, kept": (torch.min, M, -1, True),
+    "mean": (torch.mean, X, (0, 1)),
+    "median": (torch.median, M, 1),
+    "mode": (torch.mode, M, 0),
+    "nanmean": (torch.nanmean, X, 1),
+    "nanmedian": (torch.nanmedian, M, 0),
+    "nansum": (torch.nansum, X, 2),
+    "norm": (lambda x: torch.norm(x, dim=1), M),
+    "norm of all": (lambda x: x.norm(3), M),
+    "norm, dtype": (lambda x: torch.norm(x, 1, 0, dtype=torch.double), M),
+    "prod": (torch.prod, M, 1),
+    "prod of all": (torch.prod, M),
+    "std": (torch.std, X, (0, 2)),
+    "std of all": (torch.std, M),
+    "var_mean": (lambda x: torch.var_mean(x, 0, correction=0), M),
+    "std_mean": (torch.std_mean, M, 1),
+    "sum": (torch.sum, X, (0, -1), True),
+    "sum of all": (torch.sum, X),
+    "sum, dtype": (lambda x: torch.sum(x, dtype=torch.double), M),
+    "sum of a scalar": (torch.sum, S, 0),
+    "sum of size one": (torch.sum, M[:1, :1], 0),
+    "sum of nothing": (torch.sum, M[:0], 0),
+    "all": (torch.all, M > -0.9, 0),
+    "any": (torch.any, M > 0.9, 1),
+    "argmax": (torch.argmax, M, 1),
+    "argmin of all": (torch.argmin, M),
+    "argmax of all, kept": (lambda x: torch.argmax(x, keepdim=True), M),
+    "aminmax": (lambda x: torch.aminmax(x, dim=1), M),
+    "aminmax of all": (lambda x: torch.aminmax(x, keepdim=True), M),
+    "vector_norm": (torch.linalg.vector_norm, X, 1.5, (0, 2)),
+    "softmax": (torch.softmax, X, 1),
+    "softmax, dtype": (lambda x: torch.softmax(x, -1, dtype=torch.double), M),
+    "log_softmax": (torch.log_softmax, X, 0),
+    "softmax of a scalar": (torch.softmax, S, 0),
+    "cumsum": (torch.cumsum, X, 1),
+    "cumprod": (torch.cumprod, M, -1),
+    "cummax": (torch.cummax, M, 1),
+    "cummin": (torch.cummin, M, 0),
+    "logcumsumexp": (torch.logcumsumexp, M, 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ALONG)
+def test_against_the_loop(name):
+    op, *args = ALONG[name]
+    check_call(op, *args)
+
+
+REFUSED = {
+    "sum, no such dim": (torch.sum, M, 2),
+    "sum, twice the same": (torch.sum, M, (0, 0)),
+    "amax of nothing": (torch.amax, M[:0], 0),
+    "max of nothing": (torch.max, M[:0]),
+    "argmax of nothing": (torch.argmax, M[:0]),
+    "kthvalue of too many": (torch.kthvalue, V, 5),
+    "mean of integers": (torch.mean, torch.arange(3)),
+    "cumsum, no such dim": (torch.cumsum, V, 1),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    check_refused(*REFUSED[name])

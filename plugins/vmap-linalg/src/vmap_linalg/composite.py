@@ -65,7 +65,7 @@ def kron(info, in_dims, x, y):
     for v, d, shape, own in zip((x, y), in_dims, shapes, (0, 1), strict=True):
         lead = () if d is None else (info.batch_size,)
         pairs = [p for size in shape for p in ((1, size) if own else (size, 1))]
-        spread.append(to_front(v, d).reshape(*lead, *pairs))
+        spread.append(to_front(v, d).reshape([*lead, *pairs]))
     out = spread[0] * spread[1]
     return out.reshape(info.batch_size, *(a * b for a, b in zip(*shapes, strict=True))), 0
 

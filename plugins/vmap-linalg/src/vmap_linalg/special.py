@@ -16,7 +16,7 @@ pack = RulePack("linalg.special")
 @pack.rule(aten._linalg_check_errors.default)
 def linalg_check_errors(info, in_dims, codes, api_name, *, is_matrix):
     """(*) -> nothing: raises if a factorisation failed, with the text of the first sample that failed."""
-    codes = ensure_bdim(codes, in_dims[0], info.batch_size)
+    codes = ensure_bdim(codes, in_dims[0], info.batch_size).contiguous()
     try:
         aten._linalg_check_errors.default(codes, api_name, is_matrix=False)
     except RuntimeError as error:

@@ -59,6 +59,7 @@ SPATIAL = {
         aten._upsample_nearest_exact1d.default,
         aten.adaptive_avg_pool1d.default,
         aten.avg_pool1d.default,
+        aten.col2im.default,
         aten.max_pool1d.default,
         aten.reflection_pad1d.default,
         aten.replication_pad1d.default,

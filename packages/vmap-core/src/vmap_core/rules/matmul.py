@@ -28,15 +28,27 @@ def mm(info, in_dims, a, b):
 @pack.rule(aten.mv.default)
 def mv(info, in_dims, a, x):
     """(n, k), (k) -> (n)."""
+    _check_ranks("mat", a, in_dims[0], 2)
+    _check_ranks("vec", x, in_dims[1], 1)
     return matmul(info, in_dims, a, x)
 
 
-@pack.rule(aten.dot.default, aten.inner.default)
+@pack.rule(aten.dot.default)
 def dot(info, in_dims, x, y):
-    """(k), (k) -> (); inner: (*, k), (*, k) -> (*, *)."""
+    """(k), (k) -> ()."""
+    ranks = [v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True)]
+    if ranks != [1, 1]:
+        raise RuntimeError(f"1D tensors expected, but got {ranks[0]}D and {ranks[1]}D tensors")
+    return inner(info, in_dims, x, y)
+
+
+@pack.rule(aten.inner.default)
+def inner(info, in_dims, x, y):
+    """(*, k), (*', k) -> (*, *')."""
     x_bdim, y_bdim = in_dims
     x_rank, y_rank = x.ndim - (x_bdim is not None), y.ndim - (y_bdim is not None)
-    if x_rank > 1 or y_rank > 1 or not (x_rank and y_rank):
+    no_vecdot = not (x.is_floating_point() or x.is_complex())  # it takes no integers
+    if x_rank != 1 or y_rank != 1 or no_vecdot:
         return _inner(info, in_dims, x, y)
     if x_bdim is not None and y_bdim is not None:
         x, y = to_front(x, x_bdim), to_front(y, y_bdim)
@@ -157,6 +169,10 @@ def linear(info, in_dims, x, weight, bias=None):
     if w_bdim is None and b_bdim is None:
         if x_bdim == x.ndim - 1:
             x, x_bdim = to_front(x, x_bdim), 0
+        if x_bdim and bias is not None and (weight.ndim, bias.ndim) == (2, 1) and x.shape[-1] == weight.shape[1]:
+            # as linear does it, but linear gives a view, which cannot be laid out anew where a sample's is viewed
+            rows = torch.addmm(bias, x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight.t())
+            return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
     w_rank = weight.ndim - (w_bdim is not None)
     x_rank = x.ndim - (x_bdim is not None)
@@ -193,6 +209,8 @@ def _add_product(name: str, product: Any) -> None:
 
     def add_product(self: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
         out = product(a, b)
+        if out.dtype == torch.bool:  # a number would make integers of them
+            alpha, beta = bool(alpha), bool(beta)
         out = out if alpha == 1 else out * alpha
         if beta == 0:  # PyTorch then ignores self, its NaNs too
             return out

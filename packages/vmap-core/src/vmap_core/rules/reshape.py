@@ -108,12 +108,17 @@ def _reshape_alias(info, in_dims, x, size, stride):
     return _reshaper("reshape")(info, in_dims, x, size)
 
 
-@pack.rule(aten.view_as.default, aten.reshape_as.default)
-def view_as(info, in_dims, x, other):
-    """(*), (*shape) -> (*shape)."""
-    if in_dims[0] is None:
-        return x.view(logical_shape(other, in_dims[1])), None
-    return _physical_view(info, in_dims, x, logical_shape(other, in_dims[1]))
+@pack.logical(aten.view_as.default)
+def view_as(info, x, other):
+    """(*), (*shape) -> (*shape), as a view."""
+    return view(info, x, list(other.shape))
+
+
+@pack.rule(aten.reshape_as.default)
+def reshape_as(info, in_dims, x, other):
+    """(*), (*shape) -> (*shape). A view if the sample's would be one."""
+    shape = logical_shape(other, in_dims[1])
+    return (x.reshape(shape), None) if in_dims[0] is None else _reshaper("reshape")(info, in_dims, x, shape)
 
 
 @pack.logical(torch.Tensor.unflatten)

@@ -184,7 +184,7 @@ def _splitter(op: Any) -> RuleFunction:
         bdim, rank = in_dims[0], x.ndim - 1
         if not rank:
             raise RuntimeError("split expects at least a 1-dimensional tensor")
-        return emit(x, sizes, physical_dim(dim, rank, bdim)), bdim
+        return tuple(emit(x, sizes, physical_dim(dim, rank, bdim))), bdim  # an overload gives a list
 
     return split
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, loop
+from vmap_core.extend import Level, RulePack, aten, ensure_bdim, loop, to_front
 
 pack = RulePack("autograd.backward.embedding")
 
@@ -20,7 +21,14 @@ def embedding_bag_backward(
     """(bags, d), (n), (bags), (n), (bags), (bags, d) -> (v, d): the batch is so many more columns of the gradient."""
     rest = (indices, offsets, offset2bag, bag_size, maximum_indices, num_weights, scale_grad_by_freq, mode, sparse)
     if any(d is not None for d in in_dims[1:]):
-        return loop(info, aten._embedding_bag_backward.default, in_dims, grad, *rest, weights, padding_idx)
+        given = [
+            to_front(t, d).contiguous()
+            if isinstance(t, Tensor) and isinstance(d, int)
+            else t  # the kernel asks it of a row
+            for t, d in zip_longest((grad, *rest, weights, padding_idx), in_dims)
+        ]
+        dims = tuple(0 if isinstance(d, int) else d for d in in_dims)
+        return loop(info, aten._embedding_bag_backward.default, dims, *given)
     grad = ensure_bdim(grad, in_dims[0], info.batch_size)
     size, bags, width = grad.shape
     columns = grad.movedim(0, 1).reshape(bags, size * width)

@@ -1,10 +1,15 @@
-"""Calls of attention kernels and of operators with dropout, one sample each."""
+"""Fused attention: the kernels' table, seeds of dropout, what the engine saves, the layout of a bias."""
 
+import pytest
 import torch
 from cuda_case import Case
+from cuda_checks import Seen, checks_of, dropout_checks_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vmap_core import FallbackWarning, vmap
 
 aten = torch.ops.aten
-HALF = torch.float16
+D, HALF = torch.double, torch.float16
 
 
 def qkv(t):
@@ -85,7 +90,7 @@ def in_one_row(q, k, v):
     return FLASH_FORWARD(q, k, v, ends, ends, 3, 3, 0.0, False, False)[:2]
 
 
-ATTENTION = {
+CASES = {
     "flash": Case(lambda *a: FLASH(*a)[:2], qkv, (FLASH,), dtype=HALF),
     "flash, causal and scaled": Case(lambda *a: FLASH(*a, 0.0, True, scale=0.3)[:2], qkv, (FLASH,), dtype=HALF),
     "flash, one image": Case(
@@ -137,6 +142,111 @@ DROPOUT = {
         and_grad(lambda t: [*nlhe(t), t(2, 3, 4, 8)]),
         (EFFICIENT_FORWARD, EFFICIENT_BACKWARD),
     ),
-    "fused": Case(lambda x: aten._fused_dropout.default(x, 0.5), lambda t: [t(3, 4)], (aten._fused_dropout.default,)),
-    "native": Case(lambda x: aten.native_dropout.default(x, 0.5, True), lambda t: [t(3, 4)], (aten.native_dropout.default,)),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "case"), checks_of(CASES))
+def test_operators(check, case):
+    check(case)
+
+
+@pytest.mark.parametrize(("check", "case"), dropout_checks_of(DROPOUT))
+def test_dropout(check, case):
+    check(case)
+
+
+@pytest.mark.parametrize(
+    "attend", [FLASH, lambda *qkv: EFFICIENT(*qkv, None, True), lambda *qkv: CUDNN(*qkv, None, True)]
+)
+@pytest.mark.filterwarnings("ignore:.*_attention_backward.default has no batching rule")
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_rows_of_a_jacobian_through_the_engine(attend, p):
+    """The forward call is one of one sample, its seed too: each row of the Jacobian has the numbers of that call."""
+    q, k, v = (torch.randn(1, 2, 4, 8, dtype=D, requires_grad=True) for _ in range(3))
+    out = attend(q, k, v, p)[0] if attend is FLASH else attend(q, k, v)[0]
+    rows = torch.randn(3, *out.shape, dtype=D)
+    got = vmap(lambda row: torch.autograd.grad(out, (q, k, v), row, retain_graph=True))(rows)
+    loop = [torch.autograd.grad(out, (q, k, v), row, retain_graph=True) for row in rows]
+    for g, *e in zip(got, *loop, strict=True):
+        torch.testing.assert_close(g, torch.stack(e))
+
+
+def test_seeds_from_outside_are_of_calls_on_one_sample():
+    """Only the backward operator is mapped: each sample's numbers are those of a call on that sample."""
+    q, grad = torch.randn(3, 2, 2, 4, 8, dtype=D), torch.randn(3, 2, 2, 4, 8, dtype=D)
+    state = torch.tensor([5, 7], dtype=torch.uint64)
+    outs = []
+    for s in q:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cuda_standins.draw", lambda p: (torch.tensor(5), torch.tensor(7)))
+            outs.append(FLASH(s, s, s, 0.5)[:2])
+    out, lse = (torch.stack(c) for c in zip(*outs, strict=True))
+
+    def back(grad, q, out, lse):
+        return FLASH_BACK(grad, q, q, q, out, lse, None, None, 4, 4, 0.5, False, state, torch.tensor(0))[0]
+
+    with pytest.warns(FallbackWarning, match="_scaled_dot_product_flash_attention_backward"):
+        got = vmap(back, randomness="different")(grad, q, out, lse)
+    torch.testing.assert_close(got, torch.stack([back(*row) for row in zip(grad, q, out, lse, strict=True)]))
+
+
+class Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q):
+        out, lse, *_, state, unused, _ = FLASH(q, q, q, 0.5)
+        ctx.save_for_backward(q, out, lse, state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, out, lse, state, unused = ctx.saved_tensors
+        return sum(FLASH_BACK(grad, q, q, q, out, lse, None, None, 4, 4, 0.5, False, state, unused))
+
+
+def test_seeds_that_a_function_saves():
+    """The stand-in checks that the backward call makes the numbers of the forward call."""
+    q = torch.randn(3, 2, 2, 4, 8, dtype=D, requires_grad=True)
+
+    def gradient(q):
+        q = q.detach().requires_grad_()
+        return torch.autograd.grad(Attend.apply(q).sum(), q)[0]
+
+    with Seen() as seen:
+        vmap(gradient, randomness="different")(q)
+        vmap(Attend.apply, randomness="different")(q).sum().backward()
+    assert seen.ops.count(FLASH) == seen.ops.count(FLASH_BACK) == 2
+    with Seen() as seen:
+        vmap(gradient, randomness="same")(q)
+    assert seen.ops.count(FLASH) == seen.ops.count(FLASH_BACK) == 3
+
+
+def test_rows_of_a_bias_stay_aligned():
+    """The kernel wants rows that begin at multiples of 16 bytes: PyTorch's callers pad, and merging must not undo it."""
+    q, k = torch.randn(3, 2, 2, 4, 8), torch.randn(3, 2, 2, 5, 8)
+    padded = torch.randn(2, 3, 2, 4, 8)[..., :5]  # the batch dim is the second: merging copies
+    out = vmap(lambda q, k, b: EFFICIENT(q, k, k, b, True)[0], in_dims=(0, 0, 1))(q, k, padded)
+    for i in range(3):
+        torch.testing.assert_close(out[i], EFFICIENT(q[i], k[i], k[i], padded[:, i], True)[0])
+
+
+def test_a_bias_that_all_share_is_a_view():
+    q, bias = torch.randn(3, 1, 2, 4, 8), torch.randn(1, 2, 4, 4)
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is EFFICIENT:
+                strides.append(args[3].stride())
+            return func(*args, **(kwargs or {}))
+
+    strides = []
+    with Look():
+        vmap(lambda q: EFFICIENT(q, q, q, bias, True)[0])(q)
+    assert strides == [(0, 16, 4, 1)]
+
+
+def test_the_choice_of_a_kernel_is_one_number():
+    q = torch.randn(3, 2, 2, 4, 8)
+    chosen = []
+    vmap(lambda q: chosen.append(torch._fused_sdp_choice(q, q, q)) or q)(q)
+    vmap(lambda q: chosen.append(torch._fused_sdp_choice(q, q, q)) or q)(q[:0])
+    assert chosen == [torch._fused_sdp_choice(q[0], q[0], q[0])] * 2

@@ -62,30 +62,3 @@ def test_dropout_and_randomness():
     torch.manual_seed(0)
     different = vmap(lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), randomness="different")(q, k, v)
     assert not torch.equal(different[0], different[1])
-
-
-def scores(s, b, h, i, j):
-    return s + (i - j) * 0.1
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_flex_attention(compiled):
-    """By its formula; score and mask functions may capture what is mapped."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    attend = torch.compile(flex_attention) if compiled else flex_attention
-    q, k, v = (torch.randn(3, 2, 2, 16, 8) for _ in range(3))  # PyTorch has no backward of it on a CPU
-    bias = torch.randn(3, 16)
-    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 16, 16, device="cpu")
-    cases = [
-        lambda q, k, v, bias: attend(q, k, v),
-        lambda q, k, v, bias: attend(q, k, v, score_mod=scores, block_mask=mask),
-        lambda q, k, v, bias: attend(q, k, v, score_mod=lambda s, b, h, i, j: s + bias[j], enable_gqa=True),
-    ]
-    for f in cases:
-        got = vmap(f)(q, k, v, bias)
-        with torch.compiler.set_stance("force_eager"):
-            expected = torch.stack([f(*row) for row in zip(q, k, v, bias, strict=True)])
-        torch.testing.assert_close(got, expected)

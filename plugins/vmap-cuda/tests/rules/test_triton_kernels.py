@@ -334,15 +334,15 @@ def test_custom_operators_around_kernels():
 
 COMPILE = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import test_rmsnorm, test_triton
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
+import test_rmsnorm, test_triton_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from vmap_cuda._triton_source import batched, jitted
 
 for kernel, types, constants in [
-    (test_triton.three_axes_kernel, {"x": "*fp32", "out": "*fp32"}, {"n": 4}),
-    (test_triton.histogram_kernel, {"index": "*i64", "counts": "*i32"}, {}),
+    (test_triton_kernels.three_axes_kernel, {"x": "*fp32", "out": "*fp32"}, {"n": 4}),
+    (test_triton_kernels.histogram_kernel, {"index": "*i64", "counts": "*i32"}, {}),
     (test_rmsnorm.forward_kernel, {n: "*fp32" for n in ("x", "weight", "out", "scale")} | {"eps": "fp32"}, {"BLOCK": 8}),
 ]:
     for levels in (1, 2):

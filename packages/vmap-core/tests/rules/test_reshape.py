@@ -1,8 +1,9 @@
-"""Shapes over memory: view() of results whose batch dim lies inside the sample's memory, and resize_."""
+"""Shapes: against the loop, and view() of results whose batch dim lies inside the sample's memory."""
 
 import pytest
 import torch
 
+from tests.calls import check_call, check_refused
 from vmap_core import vmap
 from vmap_core.testing import check_rule
 
@@ -84,3 +85,44 @@ def test_resize_keeps_the_first_elements(size):
     assert check_rule(lambda x, like: x.clone().resize_as_(like) * 2, x, torch.zeros(size))
     assert check_rule(lambda x: x.clone().resize_(3, 5).flatten()[:12] * 2, x)
     assert check_rule(lambda x: x.clone().resize_(1) * 2, torch.tensor(3.0))
+
+
+M, V, S = torch.linspace(-2, 2, 12).sin().reshape(3, 4), torch.linspace(0, 1, 4), torch.tensor(0.7)
+CASES = {
+    "reshape": (lambda x: x.reshape(2, -1), M),
+    "reshape to a scalar": (lambda x: x.reshape(()), V[:1]),
+    "reshape of a scalar": (lambda x: x.reshape(1, 1), S),
+    "reshape of nothing": (lambda x: x.reshape(0, 2), M[:0]),
+    "reshape of a transposed one": (lambda x: x.t().reshape(-1), M),
+    "flatten": (torch.flatten, M),
+    "flatten, dims": (lambda x: x.flatten(1, -1), M.reshape(1, 3, 2, 2)),
+    "flatten of a scalar": (torch.flatten, S),
+    "unflatten": (lambda x: x.unflatten(-1, (2, -1)), M),
+    "reshape_as": (lambda x, y: x.reshape_as(y), M, torch.zeros(2, 6)),
+    "view_as": (lambda x, y: (x * 1).view_as(y), M, torch.zeros(2, 6)),
+    "_unsafe_view": (lambda x: torch.ops.aten._unsafe_view(x * 1, (4, 3)), M),
+    "_reshape_alias": (lambda x: torch.ops.aten._reshape_alias(x * 1, (4, 3), (3, 1)), M),
+    "ravel": (torch.ravel, M),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_the_loop(name):
+    check_call(*CASES[name])
+
+
+REFUSED = {
+    "other sizes": (lambda x: x.reshape(5, -1), M),
+    "two that are inferred": (lambda x: x.reshape(-1, -1), M),
+    "one inferred of nothing": (lambda x: x.reshape(0, -1), M[:0]),
+    "negative": (lambda x: x.reshape(-2, 6), M),
+    "flatten backwards": (lambda x: x.flatten(1, 0), M),
+    "flatten, no such dim": (lambda x: x.flatten(2), M),
+    "unflatten to other sizes": (lambda x: x.unflatten(0, (2, 2)), M),
+    "view_as other sizes": (lambda x, y: x.view_as(y), M, V),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    check_refused(*REFUSED[name])
