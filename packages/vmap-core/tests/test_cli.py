@@ -1,5 +1,6 @@
 """The command line, as typed."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import torch
 
 from vmap_core import _packs
 from vmap_core.cli import main
-from vmap_core.cli.health import examine
+from vmap_core.cli.health import bounds_of, examine, within
 from vmap_core.cli.render import Table, plain, show
 from vmap_core.cli.survey import overloads, who_serves
 from vmap_core.extend import RulePack, register, unregister
@@ -241,6 +242,40 @@ def test_doctor_names_an_old_pack(monkeypatch):
     _packs.packs()
     monkeypatch.setitem(_packs._registry.origin, "nn", ("vmap-nn", "0.0.1"))
     assert any(f.level == "problem" and "version 0.0.1" in f.text for f in examine())
+
+
+@pytest.mark.parametrize(
+    ("version", "bound", "kept"),
+    [
+        ("2.13.0+cpu", ">=2.10", True),
+        ("2.9.1", ">=2.10", False),
+        ("2.10", ">=2.10.0", True),
+        ("1.5", "<2", True),
+        ("2.0.0", "<2", False),
+        ("2.0.0rc1", "<2", False),
+        ("10.0", "<2", False),
+    ],
+)
+def test_bounds(version, bound, kept):
+    assert within(version, bound) == kept
+
+
+def test_the_bounds_in_our_metadata_are_understood():
+    """The doctor compares versions by itself, as the core requires nothing that does."""
+    mine = [line for line in importlib.metadata.requires("vmap-core") if ";" not in line]
+    names = {name: bounds for name, bounds in map(bounds_of, mine)}
+    assert set(names) == {"torch", "pluggy"}
+    assert sorted(names["pluggy"]) == ["<2", ">=1.5"] and all(b.startswith(">=") for b in names["torch"])
+
+
+def test_doctor_names_what_is_required_and_not_there(monkeypatch):
+    wanted = ["torch>=99.1", "no-such-thing<2,>=1.5", "pluggy>=1.5", "vmap-nn~=0.1.0; extra == 'nn'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    problems = {f.text: f.advice for f in examine() if f.level == "problem"}
+    assert problems == {
+        f"torch {importlib.metadata.version('torch')} is installed, vmap-core wants >=99.1": "pip install 'torch>=99.1'",
+        "no-such-thing is not installed": "pip install 'no-such-thing<2,>=1.5'",
+    }
 
 
 def test_a_pack_of_ones_own_is_listed(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,25 +69,56 @@ def _findings() -> Iterator[Finding]:
 
 
 def _requirements() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
     try:
         wanted = importlib.metadata.requires("vmap-core") or []
     except importlib.metadata.PackageNotFoundError:
         yield Finding("note", "vmap-core runs from its sources: no distribution is installed")
         return
     for line in wanted:
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        requirement, _, condition = line.partition(";")
+        if condition:  # of an extra
             continue
+        name, bounds = bounds_of(requirement)
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("problem", f"{requirement.name} is not installed", f"pip install '{requirement}'")
+            yield Finding("problem", f"{name} is not installed", f"pip install '{requirement}'")
             continue
-        if not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
-            yield Finding("problem", f"{requirement.name} {version} is installed, vmap-core wants {requirement.specifier}",
+        if not all(within(version, bound) for bound in bounds):
+            yield Finding("problem", f"{name} {version} is installed, vmap-core wants {','.join(bounds)}",
                           f"pip install '{requirement}'")  # fmt: skip
+
+
+def bounds_of(requirement: str) -> tuple[str, list[str]]:
+    """Return the name of a distribution that is required, and the bounds of its version.
+
+    Examples:
+        >>> bounds_of("pluggy<2,>=1.5"), bounds_of("torch")
+        (('pluggy', ['<2', '>=1.5']), ('torch', []))
+    """
+    name = re.match(r"[\w.-]+", requirement.strip())
+    assert name, requirement
+    return name[0], re.findall(r"[<>=!~]+[\w.*+]+", requirement.replace(" ", ""))
+
+
+def within(version: str, bound: str) -> bool:
+    """Tell whether a version keeps a bound, ``>=`` or ``<``; only the numbers it begins with count, not ``rc1`` or ``+cpu``.
+
+    Examples:
+        >>> within("2.15.0a0+git123", ">=2.10"), within("2.9.1", ">=2.10"), within("2.0", "<2")
+        (True, False, False)
+    """
+    sign, wanted = re.fullmatch(r"(>=|<)([\d.]+)", bound).groups()  # type: ignore[union-attr]  # a test holds all to it
+    return (_numbers(version) >= _numbers(wanted)) == (sign == ">=")
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the numbers that a version begins with, without zeros at the end: 2.0 is 2."""
+    found = re.match(r"[\d.]*\d", version)
+    numbers = [int(n) for n in found[0].split(".")] if found else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def _run() -> Iterator[Finding]:
