@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vmap_core.torch_compat.versions import TRIED
+
 ROOT = Path(__file__).resolve().parents[1]
 MEMBERS = sorted([*ROOT.glob("packages/*"), *ROOT.glob("plugins/*")])
 PLUGINS = sorted(ROOT.glob("plugins/*"))
@@ -77,6 +79,12 @@ def test_types_are_checked_in_every_member():
 
 def test_core_needs_torch_and_pluggy_only():
     assert sorted(d.split(">")[0] for d in CORE["dependencies"]) == ["pluggy", "torch"]
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_lower_bounds_are_the_oldest_that_was_tried(member):
+    assert project(member)["requires-python"] == f">={TRIED['Python'][0]}"
+    assert member.name != "vmap-core" or f"torch>={TRIED['torch'][0]}" in CORE["dependencies"]
 
 
 def test_core_never_imports_a_plugin():

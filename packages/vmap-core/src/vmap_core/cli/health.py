@@ -13,6 +13,7 @@ import torch
 
 from .. import _packs
 from .._errors import PackConflictError
+from ..torch_compat.versions import TRIED
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def _findings() -> Iterator[Finding]:
     cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no GPU"
     yield Finding("ok", f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}")
     yield from _requirements()
+    for name, version in (("torch", torch.__version__), ("Python", platform.python_version())):
+        yield from _untried(name, version)
     if _packs.VARIABLE in os.environ:
         yield Finding("note", f"{_packs.VARIABLE}={os.environ[_packs.VARIABLE]} chooses the packs")
     try:
@@ -55,6 +58,9 @@ def _findings() -> Iterator[Finding]:
             yield Finding(
                 "ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rule{'' if p.rules == 1 else 's'}"
             )
+        if p.missing:
+            yield Finding("note", f"pack {p.name} has rules for what torch {torch.__version__} lacks: {', '.join(p.missing)}",
+                          "nothing to do: they are left out")  # fmt: skip
     if _packs.VARIABLE not in os.environ:
         for distribution in _packs._KNOWN_PACKS:
             if distribution.removeprefix("vmap-") not in {p.name for p in found}:
@@ -66,6 +72,14 @@ def _findings() -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     yield from _run()
+
+
+def _untried(name: str, version: str) -> Iterator[Finding]:
+    tried = TRIED[name]
+    if _minor(version) not in tried:
+        age = "older" if _numbers(version) < _numbers(tried[0]) else "newer"
+        yield Finding("note", f"{name} {version} is {age} than those that were tried, {tried[0]} to {tried[-1]}",
+                      "it may work: vmap_core.check compares a function of yours with the loop")  # fmt: skip
 
 
 def _requirements() -> Iterator[Finding]:
