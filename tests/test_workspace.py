@@ -67,7 +67,16 @@ def test_wheel_holds_the_sources_and_nothing_else(member, tmp_path):
 def test_both_environments_hold_the_same():
     """hatch-test inherits nothing from default, so what they share is written twice."""
     environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
-    for key in ("path", "python", "installer", "skip-install", "workspace", "dependencies", "env-vars"):
+    for key in (
+        "path",
+        "python",
+        "installer",
+        "skip-install",
+        "workspace",
+        "dependencies",
+        "extra-dependencies",
+        "env-vars",
+    ):
         assert environments["default"][key] == environments["hatch-test"][key], key
     assert "torch==2.13.0" in environments["default"]["dependencies"]
 
