@@ -152,6 +152,7 @@ def test_every_command_of_the_project_exists():
             assert name in {*scripts, "test", "build"}, (page, name)
 
 
+@pytest.mark.development
 def test_site_builds(tmp_path):
     """Strictly: a link, an anchor or a name in the reference that leads nowhere is an error."""
     done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)], cwd=ROOT,

@@ -3,16 +3,21 @@
 The environments see the torch that is installed here through a path file, so nothing is downloaded.
 """
 
+import importlib.metadata
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMBERS = sorted([*ROOT.glob("packages/*"), *ROOT.glob("plugins/*")])
@@ -45,20 +50,44 @@ def walkthrough(tmp_path, wheels):
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    """Links to everything installed here but the members: torch and what it needs."""
-    folder = tmp_path_factory.mktemp("libraries")
+def everything(tmp_path_factory):
+    """Links to everything installed here but the members: torch and what it needs, and what the tests need."""
+    folder = tmp_path_factory.mktemp("everything")
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "vmap" not in entry.name and not entry.name.endswith(".pth"):
             (folder / entry.name).symlink_to(entry)
     return folder
 
 
+def required(name, found):
+    """Add the distribution of that name to those found, and whatever it requires here."""
+    distribution = importlib.metadata.distribution(name)
+    if found.setdefault(canonicalize_name(name), distribution) is distribution:
+        for requirement in map(Requirement, distribution.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                required(requirement.name, found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def requirements(tmp_path_factory):
+    """Links to what the core's metadata asks for, and to nothing else: all that a user has who installs the wheels."""
+    folder = tmp_path_factory.mktemp("requirements")
+    found = {}
+    for line in tomllib.loads((ROOT / "packages/vmap-core/pyproject.toml").read_text())["project"]["dependencies"]:
+        required(Requirement(line).name, found)
+    for distribution in found.values():
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (folder / top).exists():  # several distributions are in nvidia/
+                (folder / top).symlink_to(distribution.locate_file(top))
+    return folder
+
+
 @pytest.fixture
-def environment(tmp_path, wheels, libraries):
+def environment(tmp_path, wheels, everything):
     """Make an environment with the wheels of some distributions; return a function that runs code in it."""
 
-    def make(*names):
+    def make(*names, libraries=everything):
         venv.create(tmp_path / "env", with_pip=False)
         site = next((tmp_path / "env").glob("lib/python*/site-packages"))
         install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps", "--no-index",
@@ -79,15 +108,26 @@ def environment(tmp_path, wheels, libraries):
     return make
 
 
+def check_upload(folder):
+    """Check that a folder has an sdist and a wheel, which an index would take."""
+    files = sorted(folder.iterdir(), key=lambda file: file.suffix)
+    assert [f.suffix for f in files] == [".gz", ".whl"]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)], capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.development
 @pytest.mark.parametrize("project", [*MEMBERS, ACME], ids=lambda p: p.name)
 def test_distributions_are_fit_to_be_uploaded(project, tmp_path):
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)], cwd=project, check=True,
                    capture_output=True)  # fmt: skip
-    files = sorted(tmp_path.iterdir())
-    assert [f.suffix for f in files] == [".whl", ".gz"] or [f.suffix for f in files] == [".gz", ".whl"]
-    checked = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)], capture_output=True,
-                             text=True)  # fmt: skip
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    check_upload(tmp_path)
+
+
+@pytest.mark.development
+def test_the_walkthroughs_distributions_are_fit_to_be_uploaded(walkthrough):
+    check_upload(walkthrough / "dist")
 
 
 PACKS = "import json, vmap_core; print(json.dumps({p.name: [p.distribution, p.version, repr(p.error)] for p in vmap_core.packs()}))"
@@ -160,9 +200,6 @@ def test_a_third_partys_tests(environment):
 
 def test_the_walkthrough(environment, walkthrough):
     """docs/packs.md, followed to the letter."""
-    checked = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, walkthrough.glob("dist/*"))],
-                             capture_output=True, text=True)  # fmt: skip
-    assert checked.returncode == 0 and len(list(walkthrough.glob("dist/*"))) == 2, checked.stdout
     run = environment("vmap-core", "rows-vmap")
     assert "1 passed" in run_tests(run, walkthrough)
     listed = run(
@@ -198,3 +235,42 @@ def test_two_packs_with_one_operator_conflict(environment):
     message = run(CONFLICT)
     assert "'acme'" in message and "nn.convolution" in message and "aten.convolution" in message
     assert "convolution" not in json.dumps(run(PACKS, VMAP_PACKS="nn"))
+
+
+def typed(run, command):
+    """Type a command of ``vmap`` in an environment; return its exit status, what it prints, and its errors."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VMAP_PACKS")}
+    done = subprocess.run([str(run.python), "-m", "vmap_core", *shlex.split(command)], capture_output=True, text=True,
+                          env=clean, cwd=run.site)  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_every_command_with_nothing_but_the_requirements(environment, requirements):
+    """With PyTorch, pluggy and the wheels alone, a command works, or says what it needs."""
+    run = environment(*(m.name for m in MEMBERS), libraries=requirements)
+    installed = run(
+        "import importlib.metadata, json; print(json.dumps([d.name for d in importlib.metadata.distributions()]))"
+    )
+    assert not {"pytest", "packaging", "scikit-learn", "rich"} & set(installed)
+    for command, status, shown in [
+        ("--version", 0, "vmap-core 0.1.0"),
+        ("packs", 0, r"linalg +vmap-linalg +0.1.0"),
+        ("rules torch.linalg.solve", 0, r"aten.linalg_solve.default +linalg"),
+        ("rules no_such_operator", 1, "no operator matches"),
+        ("rules --missing histogram.bin_ct$", 0, r"aten.histogram.bin_ct +-"),
+        ("doctor", 0, "a first vmap gives the right result"),
+        ("demo --help", 0, "usage: vmap demo"),
+    ]:
+        found, out, errors = typed(run, command)
+        assert found == status and re.search(shown, out), (command, out, errors)
+    for command, advice in [("demo", "pip install scikit-learn"), ("coverage ^sin$", "pip install numpy expecttest")]:
+        found, out, errors = typed(run, command)
+        assert (found, out) == (2, "") and advice in errors, (command, out, errors)
+
+
+def test_the_core_alone_says_what_its_commands_need(environment, requirements):
+    run = environment("vmap-core", libraries=requirements)
+    assert "pip install vmap-autograd" in typed(run, "demo")[2]
+    status, out, _ = typed(run, "doctor")
+    assert status == 0 and "pip install vmap-nn" in out

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vmap_core.torch_compat.versions import TRIED
+
 ROOT = Path(__file__).resolve().parents[1]
 MEMBERS = sorted([*ROOT.glob("packages/*"), *ROOT.glob("plugins/*")])
 PLUGINS = sorted(ROOT.glob("plugins/*"))
@@ -66,7 +68,16 @@ def test_wheel_holds_the_sources_and_nothing_else(member, tmp_path):
 def test_both_environments_hold_the_same():
     """hatch-test inherits nothing from default, so what they share is written twice."""
     environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
-    for key in ("path", "python", "installer", "skip-install", "workspace", "dependencies", "env-vars"):
+    for key in (
+        "path",
+        "python",
+        "installer",
+        "skip-install",
+        "workspace",
+        "dependencies",
+        "extra-dependencies",
+        "env-vars",
+    ):
         assert environments["default"][key] == environments["hatch-test"][key], key
     assert "torch==2.13.0" in environments["default"]["dependencies"]
 
@@ -78,6 +89,12 @@ def test_types_are_checked_in_every_member():
 
 def test_core_needs_torch_and_pluggy_only():
     assert sorted(d.split(">")[0] for d in CORE["dependencies"]) == ["pluggy", "torch"]
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_lower_bounds_are_the_oldest_that_was_tried(member):
+    assert project(member)["requires-python"] == f">={TRIED['Python'][0]}"
+    assert member.name != "vmap-core" or f"torch>={TRIED['torch'][0]}" in CORE["dependencies"]
 
 
 def test_core_never_imports_a_plugin():

@@ -1,5 +1,6 @@
 """The command line, as typed."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import pytest
 import torch
 
+import vmap_core
 from vmap_core.cli import main
-from vmap_core.cli.health import examine
+from vmap_core.cli.health import bounds_of, examine, within
 from vmap_core.cli.render import Table, plain, show
 from vmap_core.cli.survey import overloads, who_serves
-from vmap_core.extend import RulePack, register, unregister
+from vmap_core.extend import RulePack, aten, register, unregister
 from vmap_core.rulekit import packs as _packs
+from vmap_core.torch_compat.versions import TRIED
 
 
 def as_json(capsys, *arguments):
@@ -241,6 +244,78 @@ def test_doctor_names_an_old_pack(monkeypatch):
     _packs.packs()
     monkeypatch.setitem(_packs._registry.origin, "nn", ("vmap-nn", "0.0.1"))
     assert any(f.level == "problem" and "version 0.0.1" in f.text for f in examine())
+
+
+@pytest.mark.parametrize(
+    ("version", "bound", "kept"),
+    [
+        ("2.13.0+cpu", ">=2.10", True),
+        ("2.9.1", ">=2.10", False),
+        ("2.10", ">=2.10.0", True),
+        ("1.5", "<2", True),
+        ("2.0.0", "<2", False),
+        ("2.0.0rc1", "<2", False),
+        ("10.0", "<2", False),
+    ],
+)
+def test_bounds(version, bound, kept):
+    assert within(version, bound) == kept
+
+
+def test_the_bounds_in_our_metadata_are_understood():
+    """The doctor compares versions by itself, as the core requires nothing that does."""
+    mine = [line for line in importlib.metadata.requires("vmap-core") if ";" not in line]
+    names = {name: bounds for name, bounds in map(bounds_of, mine)}
+    assert set(names) == {"torch", "pluggy"}
+    assert sorted(names["pluggy"]) == ["<2", ">=1.5"] and all(b.startswith(">=") for b in names["torch"])
+
+
+def test_doctor_names_what_is_required_and_not_there(monkeypatch):
+    wanted = ["torch>=99.1", "no-such-thing<2,>=1.5", "pluggy>=1.5", "vmap-nn~=0.1.0; extra == 'nn'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    problems = {f.text: f.advice for f in examine() if f.level == "problem"}
+    assert problems == {
+        f"torch {importlib.metadata.version('torch')} is installed, vmap-core wants >=99.1": "pip install 'torch>=99.1'",
+        "no-such-thing is not installed": "pip install 'no-such-thing<2,>=1.5'",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("torch", "99.0.1+cu999", "torch 99.0.1+cu999 is newer than those that were tried, 2.10 to "),
+        ("torch", "2.9.1", "torch 2.9.1 is older than those that were tried, 2.10 to "),
+        ("Python", "3.99.0rc1", "Python 3.99.0rc1 is newer than those that were tried, 3.11 to "),
+    ],
+)
+def test_doctor_notes_a_version_that_was_not_tried(monkeypatch, name, version, said):
+    """It is no problem: most works, and the exit status says so."""
+    if name == "torch":
+        monkeypatch.setattr(torch, "__version__", version)
+    else:
+        monkeypatch.setattr("platform.python_version", lambda: version)
+    assert [f.level for f in examine() if f.text.startswith(said)] == ["note"]
+
+
+def test_doctor_says_nothing_of_a_version_that_was_tried(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", f"{TRIED['torch'][0]}.7")
+    monkeypatch.setattr("platform.python_version", lambda: f"{TRIED['Python'][-1]}.0")
+    assert not [f for f in examine() if "tried" in f.text]
+
+
+def test_doctor_tells_which_operators_this_pytorch_lacks(capsys):
+    pack = RulePack("cli_test")
+    pack.add(aten.no_such_operator.default, lambda info, in_dims, x: (x, in_dims[0]))
+    pack.add(aten.hash_tensor.default, lambda info, in_dims, x: (x, in_dims[0]))
+    register(pack)
+    try:
+        (info,) = [p for p in vmap_core.packs() if p.name == "cli_test"]
+        assert (info.rules, info.missing) == (1, ("aten.no_such_operator.default",))
+        status, findings = as_json(capsys, "doctor")
+    finally:
+        unregister("cli_test")
+    said = f"pack cli_test has rules for what torch {torch.__version__} lacks: aten.no_such_operator.default"
+    assert status == 0 and [f["level"] for f in findings if f["text"] == said] == ["note"]
 
 
 def test_a_pack_of_ones_own_is_listed(capsys):

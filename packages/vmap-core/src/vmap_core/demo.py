@@ -32,11 +32,15 @@ class Row:
 
 
 def load_digits() -> Tensor:
-    """Return the digits: (1797, 65), 64 pixels in 0..1, then +1 for an eight and -1 for any other digit."""
+    """Return the digits: (1797, 65), 64 pixels in 0..1, then +1 for an eight and -1 for any other digit.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise SystemExit("the demo's data comes with scikit-learn: pip install scikit-learn") from error
+        raise ImportError("the demo's data comes with scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     pixels = torch.from_numpy(digits.data).float() / 16
     labels = torch.from_numpy(digits.target == 8).float() * 2 - 1
@@ -131,9 +135,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m vmap_core.demo") 
     parser.add_argument("--repeat", type=int, default=20, help="timed runs of each mapped call (median is shown)")
     options = parser.parse_args(argv)
     if "autograd" not in {p.name for p in packs() if p.error is None}:
-        raise SystemExit("uses 2 and 3 need the gradient rules: pip install vmap-autograd")
+        parser.exit(2, "uses 2 and 3 need the gradient rules: pip install vmap-autograd\n")
     torch.manual_seed(0)
-    samples = load_digits()[: options.samples]
+    try:
+        samples = load_digits()[: options.samples]
+    except ImportError as error:
+        parser.exit(2, f"{error}\n")
     print(f"{len(samples)} handwritten digits (8 x 8), torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"rule packs: {', '.join(f'{p.name} {p.version} ({p.rules} rules)' for p in packs() if p.error is None)}\n")
     print(table(run(samples, options.repeat)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 
 from ..errors import PackConflictError
 from ..rulekit.packs import KNOWN_PACKS, VARIABLE, current_table, packs
+from ..torch_compat.versions import TRIED
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ def _findings() -> Iterator[Finding]:
     cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no GPU"
     yield Finding("ok", f"Python {platform.python_version()}, torch {torch.__version__}, {cuda}")
     yield from _requirements()
+    for name, version in (("torch", torch.__version__), ("Python", platform.python_version())):
+        yield from _untried(name, version)
     if VARIABLE in os.environ:
         yield Finding("note", f"{VARIABLE}={os.environ[VARIABLE]} chooses the packs")
     try:
@@ -54,6 +58,9 @@ def _findings() -> Iterator[Finding]:
             yield Finding(
                 "ok", f"pack {p.name}: {p.distribution} {p.version}, {p.rules} rule{'' if p.rules == 1 else 's'}"
             )
+        if p.missing:
+            yield Finding("note", f"pack {p.name} has rules for what torch {torch.__version__} lacks: {', '.join(p.missing)}",
+                          "nothing to do: they are left out")  # fmt: skip
     if VARIABLE not in os.environ:
         for distribution in KNOWN_PACKS:
             if distribution.removeprefix("vmap-") not in {p.name for p in found}:
@@ -67,26 +74,65 @@ def _findings() -> Iterator[Finding]:
     yield from _run()
 
 
-def _requirements() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
+def _untried(name: str, version: str) -> Iterator[Finding]:
+    tried = TRIED[name]
+    if _minor(version) not in tried:
+        age = "older" if _numbers(version) < _numbers(tried[0]) else "newer"
+        yield Finding("note", f"{name} {version} is {age} than those that were tried, {tried[0]} to {tried[-1]}",
+                      "it may work: vmap_core.check compares a function of yours with the loop")  # fmt: skip
 
+
+def _requirements() -> Iterator[Finding]:
     try:
         wanted = importlib.metadata.requires("vmap-core") or []
     except importlib.metadata.PackageNotFoundError:
         yield Finding("note", "vmap-core runs from its sources: no distribution is installed")
         return
     for line in wanted:
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        requirement, _, condition = line.partition(";")
+        if condition:  # of an extra
             continue
+        name, bounds = bounds_of(requirement)
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("problem", f"{requirement.name} is not installed", f"pip install '{requirement}'")
+            yield Finding("problem", f"{name} is not installed", f"pip install '{requirement}'")
             continue
-        if not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
-            yield Finding("problem", f"{requirement.name} {version} is installed, vmap-core wants {requirement.specifier}",
+        if not all(within(version, bound) for bound in bounds):
+            yield Finding("problem", f"{name} {version} is installed, vmap-core wants {','.join(bounds)}",
                           f"pip install '{requirement}'")  # fmt: skip
+
+
+def bounds_of(requirement: str) -> tuple[str, list[str]]:
+    """Return the name of a distribution that is required, and the bounds of its version.
+
+    Examples:
+        >>> bounds_of("pluggy<2,>=1.5"), bounds_of("torch")
+        (('pluggy', ['<2', '>=1.5']), ('torch', []))
+    """
+    name = re.match(r"[\w.-]+", requirement.strip())
+    assert name, requirement
+    return name[0], re.findall(r"[<>=!~]+[\w.*+]+", requirement.replace(" ", ""))
+
+
+def within(version: str, bound: str) -> bool:
+    """Tell whether a version keeps a bound, ``>=`` or ``<``; only the numbers it begins with count, not ``rc1`` or ``+cpu``.
+
+    Examples:
+        >>> within("2.15.0a0+git123", ">=2.10"), within("2.9.1", ">=2.10"), within("2.0", "<2")
+        (True, False, False)
+    """
+    sign, wanted = re.fullmatch(r"(>=|<)([\d.]+)", bound).groups()  # type: ignore[union-attr]  # a test holds all to it
+    return (_numbers(version) >= _numbers(wanted)) == (sign == ">=")
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the numbers that a version begins with, without zeros at the end: 2.0 is 2."""
+    found = re.match(r"[\d.]*\d", version)
+    numbers = [int(n) for n in found[0].split(".")] if found else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def _run() -> Iterator[Finding]:

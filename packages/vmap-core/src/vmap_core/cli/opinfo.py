@@ -58,7 +58,9 @@ def measure(pattern: str = "", samples: int = 1) -> list[Result]:
             warnings.simplefilter("ignore")
             from torch.testing._internal.common_methods_invocations import op_db
     except ImportError as error:
-        raise Unavailable(f"PyTorch's operator database cannot be imported: {error}. pip install expecttest") from None
+        raise Unavailable(
+            f"PyTorch's operator database cannot be imported: {error}. pip install numpy expecttest"
+        ) from None
     named = [(info.name + (f".{info.variant_test_name}" if info.variant_test_name else ""), info) for info in op_db]
     chosen = [(name, info) for name, info in named if re.search(pattern, name)]
     results = []

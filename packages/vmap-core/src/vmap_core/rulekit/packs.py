@@ -48,6 +48,7 @@ class PackInfo:
         version: that distribution's version.
         rules: number of rules; 0 if it could not be loaded.
         error: the exception that kept it from loading, or None.
+        missing: operators it has rules for and this version of PyTorch does not have, by name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class PackInfo:
     version: str
     rules: int
     error: Exception | None = None
+    missing: tuple[str, ...] = ()
 
 
 class _Registry:
@@ -181,8 +183,10 @@ def packs() -> list[PackInfo]:
     _registry.load()
     infos = []
     for name, (dist, version) in _registry.origin.items():
-        rules = sum(len(p.rules) for p in _registry.packs.get(name, []))
-        infos.append(PackInfo(name, dist, version, rules, _registry.broken.get(name)))
+        mine = _registry.packs.get(name, [])
+        missing = sorted({operator for p in mine for operator in p.missing})
+        rules = sum(len(p.rules) for p in mine)
+        infos.append(PackInfo(name, dist, version, rules, _registry.broken.get(name), tuple(missing)))
     return infos
 
 

@@ -9,6 +9,12 @@ from typing import Any
 
 import torch
 
+TRIED = {
+    "torch": ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15"),
+    "Python": ("3.11", "3.12", "3.13", "3.14"),
+}
+"""The minor versions that the tests were run with; docs/compatibility.md has the figures."""
+
 try:  # 2.13
     from torch._C import _skip_one_hop_torch_function as skip_one_hop
 except ImportError:
