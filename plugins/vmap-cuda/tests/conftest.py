@@ -105,6 +105,7 @@ def device(request, monkeypatch):
         "default_generators": (torch.default_generator,),
         "get_sync_debug_mode": lambda: current.debug,
         "set_sync_debug_mode": lambda mode: setattr(current, "debug", mode),
+        "is_current_stream_capturing": lambda: False,  # optimizers ask
     }
     with monkeypatch.context() as patch:
         for name, value in state.items():
