@@ -95,3 +95,11 @@ def test_plugins_use_the_public_api_only():
 def test_no_file_collects_every_concern(folder):
     long = {p: n for p in (ROOT / folder).rglob("src/**/*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_the_check_on_a_gpu_asks_for_wheels(tmp_path):
+    script = tmp_path / "tests/cuda/check.sh"
+    script.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / "tests/cuda/check.sh").read_bytes())
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "./run build" in done.stderr and not done.stdout
