@@ -51,11 +51,16 @@ END
 } >"$out/versions.txt" 2>&1
 cat "$out/versions.txt"
 
+within() { # SECONDS COMMAND ...: stop it then; without a GPU there is time
+  local limit=$(($1 > 0 ? $1 : 1))
+  timeout -k 10 "$([ -z "$without" ] && echo "$limit" || echo 1h)" "${@:2}"
+}
+
 # A process for each file: a CUDA error that stays takes no other file with it. Their logs and results are joined below.
 check() { # SECONDS FILE [OPTION ...]
   local limit="$1" name status
   name="$work/$(echo "${@:2}" | tr -c '[:alnum:]_.\n' -)"
-  timeout -k 10 "$limit" "$python" -m pytest -o "addopts=--import-mode=importlib --strict-markers -ra" \
+  within "$limit" "$python" -m pytest -o "addopts=--import-mode=importlib --strict-markers -ra" \
     -p no:cacheprovider -v --tb=short --junit-xml="$name.xml" "${@:2}" >"$name.log" 2>&1
   status=$?
   [ "$status" = 124 ] && printf '\nSTOPPED %s after %s seconds, in the test above\n' "${*:2}" "$limit" >>"$name.log"
@@ -64,9 +69,15 @@ check() { # SECONDS FILE [OPTION ...]
 }
 
 marked="$(grep -rl --include='test_*.py' 'mark\.cuda' packages plugins tests)"
+cores="$(env -u OMP_NUM_THREADS nproc)"
+jobs=()
 for file in plugins/vmap-cuda/tests/test_*.py; do
-  check 200 "$file" -m "not cuda" & # by stand-ins, and Triton's on the GPU
-  [[ "$marked" != *"$file"* ]] || check 200 "$file" -m cuda &
+  [[ "$marked" != *"$file"* ]] || jobs+=("$file cuda")
+  jobs+=("$file not cuda") # by stand-ins, and Triton's on the GPU
+done
+for job in "${jobs[@]}"; do
+  while (($(jobs -rp | wc -l) >= cores)); do wait -n; done
+  check $((230 - SECONDS)) "${job%% *}" -m "${job#* }" &
 done
 wait
 for file in $marked; do # one after the other: one fills the GPU's memory
@@ -89,7 +100,7 @@ ElementTree.ElementTree(joined).write(sys.argv[1], encoding="utf-8", xml_declara
 END
 
 [ -z "$without" ] && options=(--device cuda) || options=(--device cpu --quick)
-timeout -k 10 $((460 - SECONDS)) "$python" -m tests.benchmarks cuda "${options[@]}" --page "$out/cuda-benchmarks.md" \
+within $((460 - SECONDS)) "$python" -m tests.benchmarks cuda "${options[@]}" --page "$out/cuda-benchmarks.md" \
   --json "$out/cuda-benchmarks.json" 2>&1 | tee "$out/benchmark.txt"
 status="${PIPESTATUS[0]}"
 [ "$status" = 124 ] && echo "STOPPED after ${SECONDS} seconds: the tables have the rows until then" | tee -a "$out/benchmark.txt"
