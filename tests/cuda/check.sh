@@ -24,8 +24,10 @@ compgen -G "dist/*.whl" >/dev/null || stop "there are no wheels in dist/; ./run 
 [ -n "$without" ] || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   stop "PyTorch sees no CUDA device here; VMAP_CHECK_WITHOUT_GPU=1 shows how far it goes without"
 mkdir -p "$out" && out="$(cd "$out" && pwd)" || stop "cannot write to $out"
+rm -f "$out"/{versions.txt,tests.txt,junit.xml,cuda-benchmarks.md,cuda-benchmarks.json,benchmark.txt}
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
+trap 'exit 143' INT TERM
 
 "$python" -m pip --disable-pip-version-check install -q --no-index --no-deps --target "$work/site" dist/*.whl ||
   stop "the wheels in dist/ cannot be installed"
@@ -56,7 +58,21 @@ within() { # SECONDS COMMAND ...: stop it then; without a GPU there is time
   timeout -k 10 "$([ -z "$without" ] && echo "$limit" || echo 1h)" "${@:2}"
 }
 
-# A process for each file: a CUDA error that stays takes no other file with it. Their logs and results are joined below.
+join() { # logs and results into the folder
+  cat "$work"/*.log >"$out/tests.txt"
+  "$python" - "$out/junit.xml" "$work"/*.xml <<'END'
+import sys
+from xml.etree import ElementTree
+
+joined = ElementTree.Element("testsuites")
+for path in sys.argv[2:]:
+    joined.extend(ElementTree.parse(path).getroot())
+ElementTree.ElementTree(joined).write(sys.argv[1], encoding="utf-8", xml_declaration=True)
+END
+}
+trap '[ -e "$out/tests.txt" ] || join; rm -rf "$work"' EXIT # also of a run that is stopped
+
+# A process for each file: a CUDA error that stays takes no other file with it.
 check() { # SECONDS FILE [OPTION ...]
   local limit="$1" name status
   name="$work/$(echo "${@:2}" | tr -c '[:alnum:]_.\n' -)"
@@ -84,20 +100,11 @@ for file in $marked; do # one after the other: one fills the GPU's memory
   [[ "$file" = plugins/vmap-cuda/* ]] || check 50 "$file" -m cuda
 done
 
-cat "$work"/*.log >"$out/tests.txt"
+join
 grep -hE '^(FAILED|ERROR|STOPPED) ' "$out/tests.txt"
 for status in "$work"/*.status; do
   case "$(cat "$status")" in 0 | 5) ;; *) failed=1 ;; esac # 5: no test was chosen
 done
-"$python" - "$out/junit.xml" "$work"/*.xml <<'END'
-import sys
-from xml.etree import ElementTree
-
-joined = ElementTree.Element("testsuites")
-for path in sys.argv[2:]:
-    joined.extend(ElementTree.parse(path).getroot())
-ElementTree.ElementTree(joined).write(sys.argv[1], encoding="utf-8", xml_declaration=True)
-END
 
 [ -z "$without" ] && options=(--device cuda) || options=(--device cpu --quick)
 within $((460 - SECONDS)) "$python" -m tests.benchmarks cuda "${options[@]}" --page "$out/cuda-benchmarks.md" \
