@@ -1,12 +1,15 @@
-"""What all tests share: Triton's interpreter where there is no GPU, and no test that needs one."""
+"""What all tests share: float32 as it is on a GPU; without one Triton's interpreter, and no test that needs one."""
 
 import os
 
 import pytest
 import torch
 
-# Before anything imports Triton (inductor does, where a test compiles): so here, before the first test module.
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    torch.backends.cudnn.allow_tf32 = (
+        False  # 10 bits of 23: kernels of a batch and of a sample would differ by more than tests allow
+    )
+else:  # before anything imports Triton (inductor does, where a test compiles): so here, before the first test module
     os.environ["TRITON_INTERPRET"] = "1"
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import memory
+from tests.benchmarks.timing import Row, nothing
 
 
 @pytest.mark.parametrize("name", memory.cases())
@@ -32,7 +33,7 @@ def test_one_command(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="draws the picture")
     figures, picture = tmp_path / "figures.json", tmp_path / "figures.svg"
     rows = "^(entry|solve|hessian: log|batch norm|cat$)"
-    bench.main(["--quick", "--rows", rows, "--json", str(figures), "--plot", str(picture)])
+    assert bench.main(["--quick", "--rows", rows, "--json", str(figures), "--plot", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert all(
         f"## {suite}" in printed for suite in ("overhead", "gradients", "layers", "linalg", "captured", "memory")
@@ -40,15 +41,30 @@ def test_one_command(tmp_path, capsys):
     taken = json.loads(figures.read_text())
     assert {"by hand", "torch.func", "ours"} <= taken["suites"]["overhead"][0].keys()
     assert "<svg" in picture.read_text()
-    bench.main(["--from", str(figures)])
+    assert bench.main(["--from", str(figures)]) == 0
     assert capsys.readouterr().out == printed
 
 
 def test_the_suite_for_gpus_runs_without_one(capsys):
-    bench.main(["cuda", "--device", "cpu", "--quick", "--rows", "^(launches|entry|attention)"])
+    assert bench.main(["cuda", "--device", "cpu", "--quick", "--rows", "^(launches|entry|attention)"]) == 0
     printed = capsys.readouterr().out
     assert "| launches: add, 100 ops |" in printed and "| entry: dot |" in printed
     assert "attention, causal, with gradients" in printed
+
+
+def test_rows_that_fail_are_named_and_the_others_kept(tmp_path, capsys, monkeypatch):
+    page, figures = tmp_path / "page.md", tmp_path / "figures.json"
+    taken = [Row("first", lambda: {"ours": nothing}), Row("second", lambda: 1 / 0), Row("third", lambda: stop())]
+
+    def stop():
+        assert "| first |" in page.read_text() and json.loads(figures.read_text())  # there before the run ends
+        return {"ours": nothing}
+
+    monkeypatch.setitem(bench.SUITES, "overhead", lambda: taken)
+    assert bench.main(["overhead", "--quick", "--page", str(page), "--json", str(figures)]) == 1
+    printed = capsys.readouterr()
+    assert "overhead, second: ZeroDivisionError" in printed.err
+    assert "| third |" in printed.out and "| third |" in page.read_text() and "| second |" not in page.read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
@@ -59,7 +75,7 @@ def test_the_suite_for_gpus_says_what_it_lacks(capsys):
 
 @pytest.mark.cuda
 def test_the_suite_for_gpus(capsys):
-    bench.main(["cuda", "--quick", "--rows", "^(launches|entry|attention)"])
+    assert bench.main(["cuda", "--quick", "--rows", "^(launches|entry|attention)"]) == 0
     assert "graph by hand" in capsys.readouterr().out
 
 

@@ -129,3 +129,11 @@ def test_every_rule_file_has_a_test_file_of_its_name(member):
     found = {p.relative_to(tests) for p in tests.rglob("test_*.py")}
     assert not wanted - found, "rule files without tests"
     assert not found - wanted, "tests of no rule file"
+
+
+def test_the_check_on_a_gpu_asks_for_wheels(tmp_path):
+    script = tmp_path / "tests/cuda/check.sh"
+    script.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / "tests/cuda/check.sh").read_bytes())
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "./run build" in done.stderr and not done.stdout

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,32 @@ DEFAULT = [name for name in SUITES if name != "inductor"] + ["memory"]  # induct
 NAMES = [*SUITES, "memory", "cuda"]
 
 
-def results_of(suite: str, pattern: str, quick: bool, device: str) -> list[dict[str, Any]]:
-    """Return a suite's results: a dict a row."""
+def results_of(suite: str, pattern: str, quick: bool, device: str) -> Iterator[dict[str, Any]]:
+    """Iterate over a suite's results: a dict a row, with the exception under ``"error"`` where a row fails."""
     if suite == "memory":
-        return [r for r in memory.measure() if re.search(pattern, r["row"])]
-    rows = cuda.rows(device) if suite == "cuda" else SUITES[suite]()
-    rows = [row for row in rows if re.search(pattern, row.name)]
-    return [instructions.measure(row) if instructions.are_counted() else measure(row, quick) for row in rows]
+        yield from (r for r in memory.measure() if re.search(pattern, r["row"]))
+        return
+    for row in cuda.rows(device) if suite == "cuda" else SUITES[suite]():
+        if re.search(pattern, row.name):
+            try:
+                yield instructions.measure(row) if instructions.are_counted() else measure(row, quick)
+            except Exception as error:
+                yield {"row": row.name, "error": error}
+
+
+def page_of(taken: dict[str, Any]) -> str:
+    """Return the tables of all suites."""
+    head = f"{taken['machine']}, 1 thread; {taken['unit']} (memory: bytes)"
+    return "\n".join([head, *(f"\n## {suite}\n\n{table(results)}" for suite, results in taken["suites"].items())])
+
+
+def write(taken: dict[str, Any], page: str | None, figures: str | None) -> None:
+    """Write the files that were asked for."""
+    if page:
+        head = f"# Benchmark\n\nWritten by `./run bench --page` on {taken['date']}. [What the rows mean](performance.md).\n\n"
+        Path(page).write_text(head + page_of(taken) + "\n")
+    if figures:
+        Path(figures).write_text(json.dumps(taken, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,23 +96,24 @@ def main(arguments: list[str] | None = None) -> int:
         with open(options.source) as file:
             taken = json.load(file)
     taken.setdefault("unit", "thousands of instructions" if options.instructions else "microseconds")
-    page = [f"{taken['machine']}, 1 thread; {taken['unit']} (memory: bytes)"]
-    print(page[0])
+    print(page_of({**taken, "suites": {}}))
+    failed = False
     for suite in list(taken["suites"]) if options.source else options.suites or DEFAULT:
-        results = taken["suites"].get(suite) or results_of(suite, options.rows, options.quick, options.device)
-        if results:
+        results = taken["suites"].get(suite, [])
+        for result in () if options.source else results_of(suite, options.rows, options.quick, options.device):
+            if "error" in result:
+                failed = True
+                print(f"{suite}, {result['row']}: {result['error']!r}", file=sys.stderr, flush=True)
+                continue
+            results.append(result)
             taken["suites"][suite] = results
-            page.append(f"\n## {suite}\n\n{table(results)}")
-            print(page[-1], flush=True)
-    if options.page:
-        head = f"# Benchmark\n\nWritten by `./run bench --page` on {taken['date']}. [What the rows mean](performance.md).\n\n"
-        Path(options.page).write_text(head + "\n".join(page) + "\n")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(taken, file, indent=1)
+            write(taken, options.page, options.json)  # so a run that is stopped leaves what it has
+        if results:
+            print(f"\n## {suite}\n\n{table(results)}", flush=True)
+    write(taken, options.page, options.json)
     if options.plot:
         plot(taken["suites"], options.plot)
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ def graph_by_hand(run: Run) -> Run:
     with torch.cuda.stream(side):
         for _ in range(3):
             run()
+        torch.cuda.set_sync_debug_mode("error")  # what waits for the device must not get into a capture
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -23,12 +23,12 @@ def memory(t):
     return t.untyped_storage().data_ptr()
 
 
+POOL = (0, 1)
+
+
 class StandInGraph:
     def __init__(self):
         self.calls, self.registered = [], []
-
-    def pool(self):
-        return None
 
     def register_generator_state(self, generator):
         self.registered.append(generator)
@@ -105,6 +105,8 @@ def device(request, monkeypatch):
         "default_generators": (torch.default_generator,),
         "get_sync_debug_mode": lambda: current.debug,
         "set_sync_debug_mode": lambda mode: setattr(current, "debug", mode),
+        "graph_pool_handle": lambda: POOL,
+        "is_current_stream_capturing": lambda: False,  # optimizers ask
     }
     with monkeypatch.context() as patch:
         for name, value in state.items():

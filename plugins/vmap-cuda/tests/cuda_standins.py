@@ -5,6 +5,7 @@ They are strict where the kernels are: rows in memory, alignment, sizes, which m
 """
 
 import math
+import warnings
 import zlib
 
 import torch
@@ -26,8 +27,10 @@ def kernel(*names):
 def install():
     """Register all of them; the library that is returned takes them back with ``_destroy``."""
     library = torch.library.Library("aten", "IMPL")
-    for name, function in KERNELS.items():
-        library.impl(name, function, "CPU")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")  # _scaled_mm has one
+        for name, function in KERNELS.items():
+            library.impl(name, function, "CPU")
     return library
 
 
@@ -376,6 +379,27 @@ def grid_sampler(x, grid):
 @kernel("cudnn_grid_sampler_backward")
 def grid_sampler_backward(x, grid, grad):
     return aten.grid_sampler_2d_backward(grad, x, grid, 0, 0, True, [True, True])
+
+
+# Products of 8-bit matrices, which PyTorch has on a CPU too, but in 2.11 not with scales of rows.
+
+
+@kernel("_scaled_mm")
+def scaled_mm(x, mat2, scale_a, scale_b, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
+    assert x.is_contiguous() and mat2.mT.is_contiguous() and x.shape[1] % 16 == mat2.shape[1] % 16 == 0
+    assert scale_a.is_contiguous() and scale_b.is_contiguous()
+    assert (scale_a.numel(), scale_b.numel()) in ((1, 1), (x.shape[0], mat2.shape[1]))
+    out = (x.float() * scale_a) @ (mat2.float() * scale_b)
+    return (out if bias is None else out + bias).to(out_dtype or x.dtype)
+
+
+@kernel("_scaled_mm_v2")
+def scaled_mm_v2(
+    x, mat2, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias, out_dtype, contraction_dim=(),
+    use_fast_accum=False,
+):  # fmt: skip
+    assert list(recipe_a) == list(recipe_b) and len(scale_a) == len(scale_b) == 1
+    return scaled_mm(x, mat2, scale_a[0], scale_b[0], bias, out_dtype=out_dtype)
 
 
 # Others.

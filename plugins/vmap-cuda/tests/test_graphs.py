@@ -1,5 +1,6 @@
 """CUDA graphs of mapped functions, beside the loop: on a GPU, and by the stand-in of conftest.py."""
 
+import contextlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -482,7 +483,28 @@ def test_what_is_captured_fails_clearly():
     x = torch.randn(3, device="cuda")
     with pytest.raises(CaptureError, match="not allowed while it is captured|waits for the device"):
         graph(lambda x: synchronises(x), x)
+    torch.randn(3, device="cuda")  # nothing is left behind: no generator waits, nor does the allocator
     torch.testing.assert_close(graph(vmap(torch.sin), x)(x), x.sin())
+
+
+@pytest.mark.parametrize("device", ["stand-in"], indirect=True)
+def test_a_failed_capture_is_ended(device, monkeypatch):
+    """The allocator and the generators, which PyTorch leaves waiting, are told; for real in the test above."""
+    generator, graphs, ended = torch.Generator().manual_seed(0), [], []
+
+    @contextlib.contextmanager
+    def refused(cuda_graph, pool=None, stream=None):
+        graphs.append(cuda_graph)
+        yield
+        if len(graphs) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
+    with pytest.raises(CaptureError, match=r"not allowed while it is captured \(operation not permitted"):
+        graph(lambda x, g: x + torch.randn(3, generator=g), torch.ones(3), generator)
+    assert ended == [(None, torch.cuda.graph_pool_handle())] and len(graphs) == 2
+    assert [g.registered for g in graphs] == [[generator]] * 2
 
 
 def test_without_a_device():

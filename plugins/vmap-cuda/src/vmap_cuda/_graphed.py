@@ -105,21 +105,20 @@ class Graphed:
         return changed
 
     def _capture(self) -> None:
-        for generator in self.generators:
-            if all(generator is not g for g in torch.cuda.default_generators):
-                self.forward.register_generator_state(generator)
-        side = torch.cuda.Stream(self.device)
+        self._register_generators(self.forward)
+        side, pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.stream(side), warnings.catch_warnings():  # PyTorch leaves its stream on where it fails
                 warnings.filterwarnings("ignore", ".*CUDA Graph is empty.*")  # an empty batch
-                with torch.cuda.graph(self.forward, stream=side):
+                with torch.cuda.graph(self.forward, pool=pool, stream=side):
                     outputs, tracked = self._run()
                 self.grad_outputs = [torch.zeros_like(o) for o in tracked]
                 if tracked:
-                    with torch.cuda.graph(self.backward, pool=self.forward.pool(), stream=side):
+                    with torch.cuda.graph(self.backward, pool=pool, stream=side):
                         grads = self._differentiate(tracked, self.grad_outputs)
         except RuntimeError as error:
             cause = error.__context__ or error  # what made the capture fail, and not that it has
+            self._abandon(pool)
             raise refusal(f"the function does what is not allowed while it is captured ({cause})") from error
         self.stream.wait_stream(side)
         self.tracked = [o.requires_grad for o in outputs]
@@ -128,6 +127,26 @@ class Graphed:
         if tracked:
             found = iter(grads)
             self.grads = [next(found) if b.requires_grad else None for b in self.buffers]
+
+    def _register_generators(self, graph: torch.cuda.CUDAGraph) -> None:
+        for generator in self.generators:
+            if all(generator is not g for g in torch.cuda.default_generators):
+                graph.register_generator_state(generator)
+
+    def _abandon(self, pool: Any) -> None:
+        """Undo what a failed capture leaves behind: PyTorch's allocator and generators would wait for its end.
+
+        PyTorch itself does not, so that the next capture, and the next random number, would be errors. The allocator is
+        told; generators are by another capture, of nothing.
+        """
+        with contextlib.suppress(RuntimeError):  # it knows, where only the function has failed
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*CUDA Graph is empty.*")
+            nothing, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+            self._register_generators(nothing)
+            with torch.cuda.stream(side), torch.cuda.graph(nothing, stream=side):
+                pass
 
     # replay
 

@@ -18,6 +18,9 @@ def test_a_stream_is_recorded_once():
     assert STREAMS == [((4, 3), x.data_ptr())] * 2
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with a GPU there is pinned memory: test_copies_and_streams_on_a_gpu"
+)
 def test_pinned_memory_without_a_gpu():
     pinned = []
     x = torch.randn(3, 2)
