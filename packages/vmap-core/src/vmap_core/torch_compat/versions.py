@@ -72,3 +72,8 @@ except ImportError:
         made = types.FunctionType(code, _Globals(names, under), func.__name__, func.__defaults__, cells or None)
         made.__kwdefaults__ = func.__kwdefaults__
         return made
+
+# Names of what patches replace.
+
+APPLY_IS_PYTHON = isinstance(torch.autograd.Function.__dict__["apply"], classmethod)  # until 2.13; then C++'s
+ADD_BATCH_DIM = "torch._functorch.predispatch._add_batch_dim_impl"
