@@ -15,8 +15,8 @@ from .errors import (
 )
 from .observe.check import CheckReport, check
 from .observe.explain import Report, explain
-from .patches import Patch, patches
-from .patches import install_all as _install_all
+from .patching import Patch, patches
+from .patching import install_all as _install_all
 from .programs.capture import capture
 from .programs.compile import compile
 from .programs.program import Program

@@ -13,7 +13,7 @@ from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requi
 from .levels.read import every_sample
 from .levels.stack import current_levels, resumed
 from .levels.tensor import BatchedTensor, make_batched
-from .patches.registry import Patch, patch
+from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
 from .rulekit.dims import (
     align,

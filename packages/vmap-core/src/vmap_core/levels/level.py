@@ -58,7 +58,7 @@ class _Blank:
     argument that may be a number, then reads rank and requires_grad in the C++ object it expects to find behind
     ``x``. A BatchedTensor has its level there, and a level starts with these slots, never set. So C++ reads an empty
     scalar without autograd, and accepts ``torch.full((3,), batched)``; the call reaches the level as any other.
-    Entry points that go on to use the tensor are guarded in `_interop`.
+    Entry points that go on to use the tensor are guarded in `patching.guards`.
     """
 
     __slots__ = tuple(f"_blank{i:02}" for i in range(40))

@@ -76,7 +76,7 @@ print(len(outside), len(inside[0]))
 
 def test_outside_mapped_functions_only_lasting_patches_are_in_place():
     vmap(torch.sin)(X)
-    from vmap_core.patches.registry import _patches
+    from vmap_core.patching.registry import _patches
 
     patches = [p for p in vmap_core.patches() if p.inside and p.state == "installed"]
     assert len(patches) >= 4 and set(patches) <= set(_patches)
@@ -285,6 +285,6 @@ def test_no_patch_is_missing_here():
 
 
 def _forget(patch):
-    from vmap_core.patches import registry
+    from vmap_core.patching import registry
 
     registry._patches.remove(patch)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import vmap_core
 from vmap_core import vmap
-from vmap_core.patches import guards, registry
+from vmap_core.patching import guards, registry
 
 X = torch.arange(12.0).reshape(2, 2, 3)
 W = torch.ones(3, requires_grad=True)
