@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def nothing() -> None:
+def _nothing() -> None:
     """Do nothing."""
 
 
@@ -20,8 +20,8 @@ class _Presence:
     __slots__ = ("enter", "leave")
 
     def __init__(self) -> None:
-        self.enter: Callable[[], None] = nothing
-        self.leave: Callable[[], None] = nothing
+        self.enter: Callable[[], None] = _nothing
+        self.leave: Callable[[], None] = _nothing
 
 
 presence = _Presence()

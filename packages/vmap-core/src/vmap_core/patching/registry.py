@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from dataclasses import dataclass, fields
 from types import ClassMethodDescriptorType, CodeType, FunctionType
 from typing import Any
 
-from ..levels.presence import nothing, presence
+from ..levels.presence import presence
 from ..rulekit.packs import packs
 from ..torch_compat.imports import when_imported
 
@@ -112,7 +111,7 @@ class Patch:
         with _lock:
             places, self._places = self._places, []
             if self.inside:
-                _watch_presence()
+                _watch_presence(*places)
             else:
                 for place in places:
                     setattr(place.holder, place.name, place.kept)
@@ -221,11 +220,8 @@ def leave():
 _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
-def _watch_presence() -> None:
-    """Make the functions that put the patches in place and take them out, after one of the patches has come or gone."""
-    for i in itertools.takewhile(lambda i: f"holder_{i}" in _names, itertools.count()):  # all out, then in again
-        setattr(_names.pop(f"holder_{i}"), _names[f"name_{i}"], _names[f"kept_{i}"])
-    _names["placed"] = False
+def _watch_presence(*gone: _Place) -> None:
+    """Make the functions that put the patches in place and take them out, after one has come or gone."""
     places = [place for patch in _patches if patch.inside for place in patch._places]
     lines: dict[str, list[str]] = {"enter": ["pass"], "leave": ["pass"]}
     for i, place in enumerate(places):
@@ -233,10 +229,11 @@ def _watch_presence() -> None:
         lines["enter"].append(f"holder_{i}.{place.name} = new_{i}")
         lines["leave"].append(f"holder_{i}.{place.name} = kept_{i}")
     exec(_SOURCE.format(**{name: "; ".join(parts) for name, parts in lines.items()}), _names)
-    presence.enter, presence.leave = _names["enter"], _names["leave"]
-    if not _has_gil():
-        presence.enter()
-        presence.enter = presence.leave = nothing
-    elif _names["inside"]:
-        presence.enter()
-        _names["inside"].pop()
+    if _has_gil():
+        presence.enter, presence.leave = _names["enter"], _names["leave"]
+    if _names["inside"] or not _has_gil():
+        for place in places:
+            setattr(place.holder, place.name, place.new)
+        _names["placed"] = True
+    for place in gone:
+        setattr(place.holder, place.name, place.kept)
