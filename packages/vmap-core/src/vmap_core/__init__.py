@@ -1,7 +1,5 @@
 """vmap for PyTorch in Python: write a function for one sample, get the function for a batch."""
 
-# first: the modules below it import each other through it
-
 from .errors import (
     CaptureError,
     CaptureWarning,
@@ -17,13 +15,15 @@ from .errors import (
 )
 from .observe.check import CheckReport, check
 from .observe.explain import Report, explain
-from .patches.guards import install as _install_guards
+from .patching import Patch, patches
+from .patching import install_all as _install_all
 from .programs.capture import capture
 from .programs.compile import compile
 from .programs.program import Program
 from .rulekit.loop import fallback_policy, set_fallback_policy
 from .rulekit.packs import packs, use_packs
 from .transform.custom_vmap import custom_vmap, sequential_vmap
+from .transform.libraries import introduce as _introduce
 from .transform.vmap import vmap
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "FallbackWarning",
     "InplaceError",
     "PackConflictError",
+    "Patch",
     "Program",
     "RandomnessError",
     "Report",
@@ -48,10 +49,12 @@ __all__ = [
     "explain",
     "fallback_policy",
     "packs",
+    "patches",
     "sequential_vmap",
     "set_fallback_policy",
     "use_packs",
     "vmap",
 ]
 
-_install_guards()
+_install_all()
+_introduce()

@@ -13,6 +13,7 @@ from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requi
 from .levels.read import every_sample
 from .levels.stack import current_levels, resumed
 from .levels.tensor import BatchedTensor, make_batched
+from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
 from .rulekit.dims import (
     align,
@@ -43,6 +44,7 @@ __all__ = [
     "DataDependentError",
     "InplaceError",
     "Level",
+    "Patch",
     "Product",
     "Rule",
     "RulePack",
@@ -76,6 +78,7 @@ __all__ = [
     "may_return_self",
     "own_samples",
     "pad_rank",
+    "patch",
     "physical_dim",
     "physical_dims",
     "pointwise",

@@ -25,7 +25,6 @@ __all__ = [
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    checkpoint.install()
-    functional.install()
-    torch_func.install()
+    for patch in (checkpoint.recompute_at_levels, functional.choose_vmap, *torch_func.PATCHES):
+        patch.install()
     return [grad_rule.pack, accumulate.pack, function.pack, forward_mode.pack, *backward.packs]

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch.utils.checkpoint
 
-from vmap_core.extend import BatchedTensor, current_levels, resumed
+from vmap_core.extend import BatchedTensor, current_levels, patch, resumed
 
 _checkpoint: Any = torch.utils.checkpoint
-_NAME = "_checkpoint_without_reentrant_generator"  # what checkpoint() looks up on every call
-_TAKES_TUPLES = hasattr(_checkpoint, f"{_NAME}_impl")  # since 2.14
+_TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_impl")  # since 2.14
+_NAME = "_checkpoint_without_reentrant_generator" + "_impl" * _TAKES_TUPLES  # what checkpoint() looks up on every call
 _SAVES_BY_A_FUNCTION = hasattr(_checkpoint, "_NoopSaveInputs")  # until 2.12
 
 
-def install() -> None:
-    """Let the recomputation run at the levels of the first computation; again is harmless."""
-    name = f"{_NAME}_impl" if _TAKES_TUPLES else _NAME
-    native = getattr(_checkpoint, name)
-    if hasattr(native, "_vmap_native"):
-        return
+@patch(
+    f"torch.utils.checkpoint.{_NAME}",
+    "What checkpoint() computes again in the backward pass, after vmap has returned, needs the levels of its first run.",
+)
+def recompute_at_levels(native: Any) -> Any:
+    """Run the recomputation at the levels of the first computation."""
 
-    @functools.wraps(native)
     def generator(function: Any, *given: Any, **named: Any) -> Any:
         levels = current_levels()
         if not levels:
@@ -45,8 +43,7 @@ def install() -> None:
         steps = native(recompute, *given[:5], *physical)
         return _steps(steps) if _SAVES_BY_A_FUNCTION else steps
 
-    generator._vmap_native = native  # type: ignore[attr-defined]
-    setattr(_checkpoint, name, generator)
+    return generator
 
 
 def _steps(steps: Any) -> Any:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import torch.autograd.functional
-
 from vmap_core import vmap
-from vmap_core.extend import current_levels
-
-_NAME = "_vmap"  # what jacobian(vectorize=True) and hessian(vectorize=True) look up on every call
+from vmap_core.extend import current_levels, patch
 
 
-def install() -> None:
-    """Let ``vectorize=True`` take our vmap inside mapped functions; again is harmless."""
-    native = getattr(torch.autograd.functional, _NAME)
-    if hasattr(native, "_vmap_native"):
-        return
+@patch(
+    "torch.autograd.functional._vmap",
+    "jacobian and hessian map tangents with it (forward-mode): by our vmap inside mapped functions.",
+)
+def choose_vmap(native: Any) -> Any:
+    """Map by our vmap, inside mapped functions."""
 
-    @functools.wraps(native)
     def choose(func: Any, *args: Any, **kwargs: Any) -> Any:
         return vmap(func) if current_levels() else native(func, *args, **kwargs)
 
-    choose._vmap_native = native  # type: ignore[attr-defined]
-    setattr(torch.autograd.functional, _NAME, choose)
+    return choose

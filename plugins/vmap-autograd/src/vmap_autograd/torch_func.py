@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch._functorch import eager_transforms
 from torch.utils._pytree import tree_unflatten
 
-from vmap_core.extend import current_levels
+from vmap_core.extend import Patch, current_levels
 
 from . import transforms
 from ._trace import replaced, requires_grad, select, trace
-
-
-def install() -> None:
-    """Let what PyTorch's transforms look up on every call choose; again is harmless.
-
-    ``jacrev``, ``jacfwd`` and ``hessian`` are made of these, and of ``torch.vmap``, which the core replaces.
-    """
-    _choose([eager_transforms], "grad_impl", _grad)
-    _choose([eager_transforms], "grad_and_value_impl", _grad_and_value)
-    _choose([eager_transforms], "_vjp_with_argnums", _vjp)
-    _choose([eager_transforms], "_jvp_with_argnums", _jvp)
-    _choose([eager_transforms, torch.func], "linearize", transforms.linearize)
-
-
-def _choose(holders: list[Any], name: str, ours: Callable[..., Any]) -> None:
-    """Replace a function by one that is ours inside mapped functions."""
-    native = getattr(holders[0], name)
-    if hasattr(native, "_vmap_native"):
-        return
-
-    @functools.wraps(native)
-    def choice(*args: Any, **kwargs: Any) -> Any:
-        return (ours if current_levels() else native)(*args, **kwargs)
-
-    choice._vmap_native = native  # type: ignore[attr-defined]
-    for holder in holders:
-        setattr(holder, name, choice)
 
 
 def _grad(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
@@ -72,3 +42,34 @@ def _jvp(func: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool =
         return func(*replaced(primals, numbers, chosen))
 
     return transforms.jvp(of_chosen, select(primals, numbers, "jvp"), tangents, strict=strict, has_aux=has_aux)
+
+
+def _choosing(ours: Any) -> Callable[[Any], Any]:
+    """Make a function that is ours inside mapped functions."""
+
+    def make(native: Any) -> Any:
+        def choice(*args: Any, **kwargs: Any) -> Any:
+            return (ours if current_levels() else native)(*args, **kwargs)
+
+        return choice
+
+    return make
+
+
+# What PyTorch's transforms look up on every call. jacrev, jacfwd and hessian are made of these, and of torch.vmap, which
+# the core replaces.
+PATCHES = [
+    Patch(
+        f"torch._functorch.eager_transforms.{name}",
+        _choosing(ours),
+        "torch.func's transforms cannot see batched tensors: inside mapped functions they are ours.",
+        holders=("torch.func",),
+    )
+    for name, ours in {
+        "grad_impl": _grad,
+        "grad_and_value_impl": _grad_and_value,
+        "_vjp_with_argnums": _vjp,
+        "_jvp_with_argnums": _jvp,
+        "linearize": transforms.linearize,
+    }.items()
+]

@@ -42,5 +42,5 @@ MODULES = (
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    multihead.install()
+    multihead.no_hint_for_mapped_masks.install()
     return [module.pack for module in MODULES]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import warnings
 from typing import Any
@@ -10,9 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import multi_head_attention_forward
-from torch.nn.modules import transformer
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, call_inherent, ensure_bdim, unwrap, user_location, wrap
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    RulePack,
+    call_inherent,
+    ensure_bdim,
+    patch,
+    unwrap,
+    user_location,
+    wrap,
+)
 
 pack = RulePack("nn.multihead")
 
@@ -81,19 +89,15 @@ def is_left_aligned(info: Level, t: Any, mask: Any) -> bool:
     return False
 
 
-def install() -> None:
-    """Let the encoders' question whether a mask is causal pass for mapped ones; again is harmless.
+@patch(
+    "torch.nn.modules.transformer._detect_is_causal_mask",
+    "The encoders ask whether a mask is causal, a hint for speed: of a mapped mask it would read values that differ.",
+)
+def no_hint_for_mapped_masks(native: Any) -> Any:
+    """Take a mapped mask for none that is causal, unless that is said."""
 
-    The answer is a hint for speed. It would be a read of values that differ from sample to sample.
-    """
-    native = transformer._detect_is_causal_mask
-    if hasattr(native, "_vmap_native"):
-        return
-
-    @functools.wraps(native)
     def detect(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
         mapped = type(mask) is BatchedTensor and mask._bdim is not None
         return is_causal is True if mapped else native(mask, is_causal, size)
 
-    detect._vmap_native = native  # type: ignore[attr-defined]
-    transformer._detect_is_causal_mask = detect
+    return detect

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PackConflictError
+from ..patching import patches
 from ..rulekit.packs import KNOWN_PACKS, VARIABLE, current_table, packs
 from ..torch_compat.versions import TRIED
 
@@ -71,6 +72,11 @@ def _findings() -> Iterator[Finding]:
     except PackConflictError as error:
         yield Finding("problem", str(error))
         return
+    replaced = [p for p in patches() if p.state != "missing"]
+    yield Finding("ok", f"{len(replaced)} patches of PyTorch, {sum(p.inside for p in replaced)} of them only inside mapped "
+                        f"functions; vmap_core.patches() lists them")  # fmt: skip
+    for missing in (p for p in patches() if p.state == "missing"):
+        yield Finding("problem", f"this PyTorch has no {missing.target}, which is to be replaced: {missing.why}")
     yield from _run()
 
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import RandomnessError, function_name, user_location
 from ..torch_compat.autocast import is_autocast_enabled
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from .presence import presence
 
 
 def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -57,7 +58,7 @@ class _Blank:
     argument that may be a number, then reads rank and requires_grad in the C++ object it expects to find behind
     ``x``. A BatchedTensor has its level there, and a level starts with these slots, never set. So C++ reads an empty
     scalar without autograd, and accepts ``torch.full((3,), batched)``; the call reaches the level as any other.
-    Entry points that go on to use the tensor are guarded in `_interop`.
+    Entry points that go on to use the tensor are guarded in `patching.guards`.
     """
 
     __slots__ = tuple(f"_blank{i:02}" for i in range(40))
@@ -121,6 +122,7 @@ class Level(_Blank, TorchFunctionMode):
 
     def __enter__(self) -> Level:
         """Make this the innermost level."""
+        presence.enter()
         push_mode(self)
         return self
 
@@ -128,6 +130,7 @@ class Level(_Blank, TorchFunctionMode):
         """Leave the level; tensors that escaped it are dead from here on."""
         self.active = False
         pop_mode()
+        presence.leave()
 
     def __repr__(self) -> str:
         """Name the mapped function and the batch size."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from ..torch_compat.mode_stack import mode_at, stack_size
+from .presence import presence
 
 
 class RecordingMode(TorchFunctionMode):
@@ -17,6 +18,16 @@ class RecordingMode(TorchFunctionMode):
     def __init__(self, recorder: Any) -> None:
         """Watch for a recorder."""
         self.recorder = recorder
+
+    def __enter__(self) -> Any:
+        """Begin to watch."""
+        presence.enter()
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        """Watch no longer."""
+        super().__exit__(*exc)
+        presence.leave()
 
 
 def current() -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, pop_mode, push_mode, stack_size
 from .level import Level
+from .presence import presence
 from .tensor import BatchedTensor
 
 
@@ -41,17 +42,21 @@ def resumed(levels: Sequence[Level]) -> Iterator[None]:
     present = current_levels()
     missing = [level for level in levels if level not in present]
     were_active = [level.active for level in missing]
-    with EnableTorchFunction():  # type: ignore[no-untyped-call]
-        for level in missing:
-            level.active = True
-            level.look_at_autocast()
-            push_mode(level)
-        try:
-            yield
-        finally:
-            for level, active in zip(reversed(missing), reversed(were_active), strict=True):
-                pop_mode()
-                level.active = active
+    presence.enter()
+    try:
+        with EnableTorchFunction():  # type: ignore[no-untyped-call]
+            for level in missing:
+                level.active = True
+                level.look_at_autocast()
+                push_mode(level)
+            try:
+                yield
+            finally:
+                for level, active in zip(reversed(missing), reversed(were_active), strict=True):
+                    pop_mode()
+                    level.active = active
+    finally:
+        presence.leave()
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ except ImportError:
         parts = {
             n: under[n] for n in code.co_names if n.startswith("_") and _asks(under.get(n)) and under[n] is not func
         }
-        if not _asks(func):  # one it wraps or chooses from asks: torch._jit_internal.boolean_dispatch, _interop._guard
+        if not _asks(func):  # one it wraps or chooses from asks: torch._jit_internal.boolean_dispatch, a patch
             inner = [c.cell_contents for c in cells]
             copies = [_copy(f, seen | {f}) if type(f) is types.FunctionType and f not in seen else f for f in inner]
             if not parts and all(a is b for a, b in zip(inner, copies, strict=True)):
@@ -78,3 +78,8 @@ except ImportError:
         made = types.FunctionType(code, _Globals(names, under), func.__name__, func.__defaults__, cells or None)
         made.__kwdefaults__ = func.__kwdefaults__
         return made
+
+# Names of what patches replace.
+
+APPLY_IS_PYTHON = isinstance(torch.autograd.Function.__dict__["apply"], classmethod)  # until 2.13; then C++'s
+ADD_BATCH_DIM = "torch._functorch.predispatch._add_batch_dim_impl"

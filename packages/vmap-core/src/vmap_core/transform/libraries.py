@@ -1,19 +1,17 @@
 """Libraries that ask for a tensor's class, where ``isinstance(x, torch.Tensor)`` would do, get to know BatchedTensor.
 
-``type(x)`` of a BatchedTensor is no subclass of Tensor and cannot be one. Each entry waits until its module has been
-imported; what is done is done once.
+``type(x)`` of a BatchedTensor is no subclass of Tensor and cannot be one. Each is told once, when it has been imported.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
-from sys import modules
 from typing import Any
 
 from ..levels import tree
 from ..levels.tensor import BatchedTensor
+from ..torch_compat.imports import when_imported
 
 
 def _tensordict_base(module: Any) -> None:
@@ -36,16 +34,7 @@ def _tensordict_params(module: Any) -> None:
     tree.CONTAINERS[module.TensorDictParams] = (lambda params: ([params._param_td], None), lambda tds, _: tds[0])
 
 
-waiting: dict[str, Callable[[Any], None]] = {
-    "tensordict.base": _tensordict_base,
-    "tensordict.nn.params": _tensordict_params,
-}
-
-
 def introduce() -> None:
-    """Go through the entries whose modules have been imported."""
-    for name in waiting:
-        if name in modules:
-            waiting.pop(name)(modules[name])
-            introduce()
-            return
+    """Tell those libraries as soon as they are imported."""
+    when_imported("tensordict.base", _tensordict_base)
+    when_imported("tensordict.nn.params", _tensordict_params)

@@ -19,12 +19,12 @@ from ..errors import function_name
 from ..levels import tree as _tree
 from ..levels.entry import escaped
 from ..levels.level import Level, Randomness
+from ..levels.presence import presence
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
 from .chunking import run_in_chunks
-from .libraries import introduce
 
 __all__ = ["vmap"]
 
@@ -100,7 +100,6 @@ def vmap(
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        introduce()
         if simple and args and (arity is None or arity == len(args)):
             size = _common_size(args, flat_dims)
             if size is not None:
@@ -167,6 +166,7 @@ def _general(
 
 def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, Any], out_dims: Any) -> Any:
     """Call the function at a level and take the batch dim off its outputs' hiding."""
+    presence.enter()
     push_mode(level)
     try:
         try:
@@ -175,11 +175,12 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
             if (top := pop_mode()) is not level:
                 push_mode(top)
                 _leave(level)
-        if type(out_dims) is int and isinstance(out, Tensor):
+        if type(out_dims) is int and (type(out) is BatchedTensor or isinstance(out, Tensor)):
             return _unwrap(out, out_dims, level)
         return _unwrap_tree(out, out_dims, level)
     finally:
         level.active = False
+        presence.leave()
 
 
 def _leave(level: Level) -> None:

@@ -1,0 +1,251 @@
+"""Patches at the entry points of PyTorch that take tensors without asking ``__torch_function__``.
+
+A BatchedTensor passes ``isinstance(x, torch.Tensor)``, and C++ that trusts this would read memory that is not there,
+or lose a gradient. So each such entry point that a mapped function can reach is replaced by a thin wrapper: with a
+BatchedTensor among the arguments it runs what is right for it, or raises UnsupportedError; without one it does what it
+always did.
+
+Not guarded are the constructors ``torch.Tensor(x)`` and ``Tensor._make_subclass``: torch.compile knows them by
+identity, and would stop tracing tensor subclasses.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..dispatch.lowering import run_lowered
+from ..dispatch.refusals import AUTOGRAD, unsupported
+from ..errors import EscapedTensorError
+from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
+from ..levels.entry import dispatch
+from ..levels.level import Level, call
+from ..levels.recording import current
+from ..levels.stack import below, current_levels
+from ..programs.watch import apply_function
+from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from ..torch_compat.versions import ADD_BATCH_DIM, APPLY_IS_PYTHON
+from ..transform.vmap import vmap
+from .registry import Patch, patch
+
+_TRANSFORMS = "Transforms inside a mapped function come with vmap-autograd: pip install vmap-autograd"
+_RETURN = "Instead: return the tensor from the mapped function and do this outside it"
+
+
+@patch(
+    "torch.autograd.Function.apply",
+    "It runs forward() without grad mode: on batched tensors, which C++ does not know, the gradient would be lost.",
+    inside=APPLY_IS_PYTHON,  # else a bound method that somebody has kept could not be told: it stays in place
+)
+def apply_function_at_level(native: Any) -> Any:
+    """Apply an autograd.Function by the rule for it; where there is none, to what all samples share."""
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not stack_size():
+            return native(cls, *args, **kwargs)
+        levels = current_levels()
+        if not levels:
+            recorder = current()
+            if recorder is not None:
+                return apply_function(recorder, native, cls, args, kwargs)
+            return native(cls, *args, **kwargs)
+        with below(levels[-1]) as level:
+            key = torch.autograd.Function.apply
+            if level.table.rule(key) is not None:
+                return call(level, key, (cls, *args), kwargs)
+            return _shared_apply(apply, level, cls, args, kwargs)
+
+    return apply
+
+
+def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run a Function on tensors that all samples share, one level further out."""
+    values, _, batched = unwrap(level, args)
+    kwargs, _, kw_batched = unwrap_kwargs(level, kwargs)
+    error = unsupported(f"the autograd.Function {cls.__name__}", AUTOGRAD)
+    if batched or kw_batched:
+        raise error
+    level.active = False  # a tensor of its that forward has captured passes for none, so C++ does not take it either
+    try:
+        out = apply(cls, *values, **kwargs)
+    except EscapedTensorError:
+        raise error from None
+    except TypeError as refused:  # by ctx.save_for_backward
+        if "BatchedTensor" in str(refused):
+            raise error from None
+        raise
+    finally:
+        level.active = True
+    same = {id(v): a for v, a in zip(values, args, strict=True)}
+    if isinstance(out, tuple):
+        return tuple(same[id(o)] if id(o) in same else wrap(level, o, None) for o in out)
+    return same[id(out)] if id(out) in same else wrap(level, out, None)
+
+
+@patch(
+    "torch.autograd.graph._engine_run_backward",
+    "The engine is C++: backward() and grad() on batched tensors need a rule.",
+    inside=True,
+)
+def run_backward_at_level(native: Any) -> Any:
+    """Run backward() by its rule, where PyTorch did not ask for it (before 2.13)."""
+
+    def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not holds_batched((outputs, *args)):
+            return native(outputs, *args, **kwargs)
+        levels = current_levels()
+        if kwargs.get("accumulate_grad") and levels and levels[-1].table.rule(torch.autograd.backward) is not None:
+            vectors, retain_graph, create_graph, inputs = args
+            options = {"retain_graph": retain_graph, "create_graph": create_graph, "inputs": inputs or None}
+            return dispatch(torch.autograd.backward, (outputs, vectors), options)
+        raise unsupported("torch.autograd", AUTOGRAD)
+
+    return run_backward
+
+
+@patch(
+    "torch.overrides.handle_torch_function",
+    "For speed: functions of PyTorch in Python hand a call over with it, in 3 microseconds, of which a level needs a fifth.",
+    inside=True,
+)
+def hand_over_faster(native: Any) -> Any:
+    """Hand a call to the innermost level in Python."""
+
+    def handle_torch_function(public_api: Any, relevant_args: Any, *args: Any, **kwargs: Any) -> Any:
+        if stack_size():
+            mode = pop_mode()
+            try:
+                if type(mode) is Level:
+                    return mode.__torch_function__(public_api, (), args, kwargs)
+            finally:
+                push_mode(mode)
+        return native(public_api, relevant_args, *args, **kwargs)
+
+    return handle_torch_function
+
+
+@patch(
+    "torch.set_autocast_enabled",
+    "A level has plans of its own for autocast, and has to know when that changes.",
+    inside=True,
+)
+def tell_levels_of_autocast(native: Any) -> Any:
+    """Set autocast, and let the levels of this thread look at it."""
+
+    def set_autocast_enabled(*args: Any, **kwargs: Any) -> None:
+        native(*args, **kwargs)
+        for level in current_levels():
+            level.look_at_autocast()
+
+    return set_autocast_enabled
+
+
+@patch(
+    "torch._dynamo.eval_frame._callback_from_stance",
+    "Compiled functions run as they are inside mapped functions, where the compiler knows none of the tensors.",
+    inside=True,
+    waits_for="torch._dynamo.eval_frame",
+)
+def run_eagerly(native: Any) -> Any:
+    """Return no compiler, inside mapped functions; asked on every call of a compiled function."""
+    module = native.__globals__
+    count_frames = module.get("set_fullgraph_compiled_frame_count", lambda count: -1)
+
+    def callback_from_stance(given: Any) -> Any:
+        if not current_levels():
+            return native(given)
+        if count_frames(-1) != -1:  # fullgraph=True counts what it compiles, and objects to nothing
+            count_frames(1)
+        return None
+
+    return callback_from_stance
+
+
+@patch("torch._functorch.apis.vmap_impl", "torch.vmap inside a mapped function is ours: C++ cannot wrap our tensors.")
+def nest_vmap(native: Any) -> Any:
+    """Map by our vmap, inside mapped functions."""
+
+    def vmap_impl(
+        func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not current_levels():
+            return native(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
+        return vmap(func, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
+
+    return vmap_impl
+
+
+@patch(
+    "torch.utils._foreach_utils._group_tensors_by_device_and_dtype",
+    "Optimizers and clip_grad_norm_ sort tensors with it, in C++ that finds no device in a batched one.",
+    holders=("torch.nn.utils.clip_grad", "torch.optim.optimizer", "torch.optim.swa_utils"),
+)
+def group_batched_tensors(native: Any) -> Any:
+    """Sort lists of an optimizer by the device and dtype of the tensors in the first; empty ones stay empty."""
+
+    def group(lists: Any, with_indices: bool = False) -> Any:
+        if not stack_size() or not holds_batched(lists):
+            return native(lists, with_indices)
+        groups: dict[Any, Any] = {}
+        for k, x in enumerate(lists[0]):
+            columns, indices = groups.setdefault((x.device, x.dtype), ([[] for _ in lists], []))
+            for column, values in zip(columns, lists, strict=True):
+                column += [values[k]] if values else []
+            indices += [k] if with_indices else []
+        return groups
+
+    return group
+
+
+def _run_torchscript(native: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not stack_size() or not (holds_batched(args) or holds_batched(kwargs.values())):
+            return native(self, *args, **kwargs)
+        levels = current_levels()
+        if not levels:
+            raise unsupported("a TorchScript function", _RETURN)
+        with below(levels[-1]) as level:
+            return run_lowered(level, functools.partial(native, self), args, kwargs, mutates=True)
+
+    return call
+
+
+_LOWERED = (
+    "TorchScript's interpreter takes tensors as C++ knows them: it runs on lowered ones, its operations meet the rules."
+)
+for _kind in ("ScriptFunction", "ScriptMethod"):
+    Patch(f"torch._C.{_kind}.__call__", _run_torchscript, _LOWERED)
+
+
+def _refusing(title: str, advice: str) -> Callable[[Any], Any]:
+    def make(native: Any) -> Any:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if holds_batched(args) or (kwargs and holds_batched(kwargs.values())):
+                levels = current_levels()
+                if levels and levels[-1].table.rule(native) is not None:
+                    return dispatch(native, args, kwargs)
+                raise unsupported(title, advice)
+            return native(*args, **kwargs)
+
+        return guarded
+
+    return make
+
+
+_READS = "C++ would read memory that is not there"
+_FUNC = "torch.func's transforms wrap tensors in C++, which does not know batched ones"
+for _target, _title, _advice, _why, *_holders in (
+    ("torch._C._nested.nested_tensor", "torch.nested.nested_tensor", _RETURN, _READS),
+    ("torch._C._is_alias_of", "torch._C._is_alias_of", _RETURN, _READS),
+    ("torch._C._overlaps", "torch._C._overlaps", _RETURN, _READS),
+    ("torch._C._storage_address", "torch._C._storage_address", _RETURN, _READS),
+    ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
+    ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
+    (ADD_BATCH_DIM, "torch.func.vmap", _TRANSFORMS, _FUNC),
+    ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", _TRANSFORMS, _FUNC),
+    ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", _TRANSFORMS, _FUNC),
+):
+    Patch(_target, _refusing(_title, _advice), f"{_why}.", holders=tuple(_holders))
