@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.utils.checkpoint
 
-from vmap_core.extend import BatchedTensor, current_levels, resumed
+from vmap_core.extend import BatchedTensor, current_levels, map_leaves, resumed
 
 _checkpoint: Any = torch.utils.checkpoint
 _NAME = "_checkpoint_without_reentrant_generator"  # what checkpoint() looks up on every call
@@ -39,7 +39,7 @@ def install() -> None:
                 return function(*args, **kwargs)
 
         # C++ keeps the arguments it is given, and reads their device: those are the physical ones.
-        physical = tuple(map(_physical, args))
+        physical = map_leaves(_physical, args)
         if _TAKES_TUPLES:
             return native(recompute, physical, {}, **named)
         steps = native(recompute, *given[:5], *physical)

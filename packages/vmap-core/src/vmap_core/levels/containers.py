@@ -47,9 +47,7 @@ def take_apart(tree: Any) -> tuple[Any, Any, list[Any] | None]:
     if isinstance(tree, tuple) and (hasattr(tree, "_fields") or hasattr(kind, "n_sequence_fields")):
         return kind, None, list(tree)  # a NamedTuple, or a value of torch.return_types
     if isinstance(tree, _BASES) and not isinstance(tree, torch.Size):
-        if isinstance(tree, dict):
-            return kind, _Like(tree, tuple(tree)), list(tree.values())
-        return kind, _Like(tree), list(tree)
+        return kind, _like(tree), list(tree.values() if isinstance(tree, dict) else tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         fields = _Fields(f.name for f in dataclasses.fields(tree) if hasattr(tree, f.name))
         fields.instance = tree
@@ -76,50 +74,50 @@ _BASES = (list, tuple, dict)
 
 def keys_of(kind: Any, context: Any) -> Any:
     """Return a dict's keys, given what `take_apart` returned; None for another container."""
-    if type(context) is _Like:
+    if type(context) is Like:
         return context.keys
     if kind is dict or kind is OrderedDict:
         return context
     return context[1] if kind is defaultdict else None
 
 
-class _Like:
-    """The context of a subclass of list, tuple or dict: an instance, for what else it holds, and a dict's keys."""
+@dataclasses.dataclass(frozen=True)
+class Like:
+    """The context of a subclass of list, tuple or dict.
 
-    __slots__ = ("instance", "keys")
+    Attributes:
+        instance: one, for what else it holds.
+        keys: a dict's.
+        told_apart: identifies the instance if it has attributes, which decide what it is, too.
+    """
 
-    def __init__(self, instance: Any, keys: tuple[Any, ...] | None = None) -> None:
-        self.instance, self.keys = instance, keys
+    instance: Any = dataclasses.field(compare=False)
+    keys: tuple[Any, ...] | None
+    told_apart: int | None
 
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not _Like or self.keys != other.keys:
-            return False
-        return self.instance is other.instance or not (_attributes(self.instance) or _attributes(other.instance))
 
-    def __hash__(self) -> int:
-        return hash(self.keys)
+def _like(instance: Any) -> Like:
+    keys = tuple(instance) if isinstance(instance, dict) else None
+    return Like(instance, keys, id(instance) if getattr(instance, "__dict__", None) else None)
 
-    def put_together(self, kind: Any, children: list[Any]) -> Any:
-        """Make a copy with other children; the instance itself if they are its own."""
-        old = self.instance
-        own = old if self.keys is None else old.values()
-        if len(old) == len(children) and all(a is b for a, b in zip(own, children, strict=True)):
-            return old
-        if issubclass(kind, tuple):
-            new = tuple.__new__(kind, children)  # its own __new__ may take something else
-            if _attributes(old):
-                new.__dict__.update(_attributes(old))
-            return new
-        new = copy.copy(old)
-        if self.keys is None:
-            list.__setitem__(new, slice(None), children)
-        else:
-            dict.update(new, zip(self.keys, children, strict=True))
+
+def _another(context: Like, children: list[Any]) -> Any:
+    """Make another such instance with other children; the instance itself if they are its own."""
+    old = context.instance
+    own = old if context.keys is None else old.values()
+    if len(old) == len(children) and all(a is b for a, b in zip(own, children, strict=True)):
+        return old
+    if isinstance(old, tuple):
+        new = tuple.__new__(type(old), children)  # its own __new__ may take something else
+        if context.told_apart is not None:
+            new.__dict__.update(old.__dict__)
         return new
-
-
-def _attributes(instance: Any) -> dict[str, Any]:
-    return getattr(instance, "__dict__", {})
+    new = copy.copy(old)
+    if context.keys is None:
+        list.__setitem__(new, slice(None), children)
+    else:
+        dict.update(new, zip(context.keys, children, strict=True))
+    return new
 
 
 class _Fields(list[str]):
@@ -161,8 +159,8 @@ def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
         return put_together[1](children, context)
     if hasattr(kind, "_fields"):
         return kind._make(children)
-    if type(context) is _Like:
-        return context.put_together(kind, children)
+    if type(context) is Like:
+        return _another(context, children)
     if isinstance(context, _Fields):
         old = context.instance
         if all(getattr(old, name) is child for name, child in zip(context, children, strict=True)):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .containers import LEAVES, SIZED, Sized, keys_of, put_together, take_apart
+from .containers import LEAVES, SIZED, Like, Sized, keys_of, put_together, take_apart
 
 # A leaf has the spec None; a container (kind, context, children's specs).
 Spec = tuple[Any, Any, list[Any]] | None
@@ -61,7 +61,7 @@ def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
         if by_key.keys() != set(keys):
             return None
         children = [by_key[key] for key in keys]
-    elif kind is not spec[0] or (context != spec[1] and kind is not deque):
+    elif kind is not spec[0] or (context != spec[1] and kind is not deque and type(context) is not Like):
         return None
     out: list[Any] = []
     for child, child_spec in zip(children, spec[2], strict=True):
