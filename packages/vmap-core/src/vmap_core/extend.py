@@ -6,6 +6,7 @@ from .dispatch.lowering import run_lowered
 from .dispatch.planner import call_inherent
 from .errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
 from .levels.args import unwrap, wrap
+from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
@@ -69,12 +70,14 @@ __all__ = [
     "hookimpl",
     "is_expanded",
     "leaf_level",
+    "leaves",
     "logical_rank",
     "loop",
     "loop_rule",
     "lowered_map",
     "make_batched",
     "make_leaf",
+    "map_leaves",
     "may_return_self",
     "own_samples",
     "pad_rank",

@@ -10,9 +10,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from vmap_core.extend import BatchedTensor, make_leaf, own_samples
+from vmap_core.extend import BatchedTensor, leaves, make_leaf, map_leaves, own_samples
 
 from .accumulate import leaves_of
 
@@ -145,7 +145,7 @@ def _own_input(x: Any, name: str) -> Any:
 
 def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
-    outputs = [o for o in tree_flatten(out)[0] if isinstance(o, Tensor)]
+    outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
     return any(id(leaf) not in own for leaf in leaves_of(outputs))
 
 
@@ -158,12 +158,12 @@ def physical(x: Any) -> Any:
 
 def requires_grad(tree: Any) -> bool:
     """Tell whether a tensor of a tree requires grad."""
-    return any(isinstance(x, Tensor) and x.requires_grad for x in tree_flatten(tree)[0])
+    return any(isinstance(x, Tensor) and x.requires_grad for x in leaves(tree))
 
 
 def detached(tree: Any) -> Any:
     """Detach every tensor of a tree from the graph; tangents of forward mode stay."""
-    return tree_map(lambda x: _detached(x) if isinstance(x, Tensor) and x.requires_grad else x, tree)
+    return map_leaves(lambda x: _detached(x) if isinstance(x, Tensor) and x.requires_grad else x, tree)
 
 
 def _detached(x: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.utils.checkpoint
 
-from vmap_core.extend import BatchedTensor, current_levels, patch, resumed
+from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed
 
 _checkpoint: Any = torch.utils.checkpoint
 _TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_impl")  # since 2.14
@@ -37,7 +37,7 @@ def recompute_at_levels(native: Any) -> Any:
                 return function(*args, **kwargs)
 
         # C++ keeps the arguments it is given, and reads their device: those are the physical ones.
-        physical = tuple(map(_physical, args))
+        physical = map_leaves(_physical, args)
         if _TAKES_TUPLES:
             return native(recompute, physical, {}, **named)
         steps = native(recompute, *given[:5], *physical)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core import vmap
+from vmap_core.extend import leaves, map_leaves
 
 
 def per_sample_grads(
@@ -75,25 +76,25 @@ def per_sample_grads(
         return _gradients(model, params, x, y)
 
     def _gradients(call: Callable[..., Any], params: Any, x: Any, y: Any) -> Any:
-        sizes = {t.shape[0] for t in tree_flatten((x, y))[0] if isinstance(t, Tensor)}
+        sizes = {t.shape[0] for t in leaves((x, y)) if isinstance(t, Tensor)}
         if len(sizes) != 1:
             raise ValueError(f"per_sample_grads: expected tensors (B, *) with one batch size B, got sizes {sizes}")
         size = sizes.pop()
 
         def sample_loss(params: Any, x: Any, y: Any) -> Any:
             if batch_of_one:
-                x, y = tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, (x, y))
+                x, y = map_leaves(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, (x, y))
             out = call(params, x)
             return loss(out) if y is None else loss(out, y)
 
-        dims = tree_map(lambda t: 0 if isinstance(t, Tensor) else None, (x, y))
+        dims = map_leaves(lambda t: 0 if isinstance(t, Tensor) else None, (x, y))
         losses = vmap(sample_loss, in_dims=(0, *dims), randomness=randomness)  # type: ignore[arg-type]
         flat, spec = tree_flatten(params)
         names = list(params) if isinstance(params, dict) else [str(i) for i in range(len(flat))]
         chunks = []
         for start in range(0, max(size, 1), chunk_size or max(size, 1)):
             part = slice(start, start + (chunk_size or size))
-            own = tree_map(lambda t, part=part: t[part] if isinstance(t, Tensor) else t, (x, y))
+            own = map_leaves(lambda t, part=part: t[part] if isinstance(t, Tensor) else t, (x, y))
             chunks.append(_of_chunk(losses, flat, spec, names, own, each))
         joined = chunks[0] if len(chunks) == 1 else [_join(parts) for parts in zip(*chunks, strict=True)]
         return tree_unflatten(joined, spec)
@@ -102,24 +103,24 @@ def per_sample_grads(
 
 
 def _of_chunk(losses: Any, params: list[Any], spec: Any, names: list[str], xy: Any, each: Any) -> list[Any]:
-    size = next(t.shape[0] for t in tree_flatten(xy)[0] if isinstance(t, Tensor))
+    size = next(t.shape[0] for t in leaves(xy) if isinstance(t, Tensor))
     results: dict[int, Any] = {}
     with torch.enable_grad():
-        leaves = [p.detach().expand(size, *p.shape).requires_grad_() for p in params]
+        starts = [p.detach().expand(size, *p.shape).requires_grad_() for p in params]
         if each is not None:
-            for i, leaf in enumerate(leaves):
+            for i, leaf in enumerate(starts):
                 leaf.register_hook(_handler(each, names[i], results, i))
-        values = losses(tree_unflatten(leaves, spec), *xy)
+        values = losses(tree_unflatten(starts, spec), *xy)
     if values.ndim != 1:
         raise RuntimeError(
             f"per_sample_grads: the loss of a sample must be a scalar, got shape {tuple(values.shape[1:])}"
         )
-    grads = torch.autograd.grad(values, leaves, torch.ones_like(values), allow_unused=True)
+    grads = torch.autograd.grad(values, starts, torch.ones_like(values), allow_unused=True)
     if each is None:
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(starts, grads, strict=True)]
     return [
         results[i] if i in results else each(names[i], torch.zeros_like(p))
-        for i, p in enumerate(map(Tensor.detach, leaves))
+        for i, p in enumerate(map(Tensor.detach, starts))
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vmap_core.extend import BatchedTensor, Level, Rule, ensure_bdim, loop, to_front, unwrap, wrap
+from vmap_core.extend import BatchedTensor, Level, Rule, ensure_bdim, leaves, loop, to_front, unwrap, wrap
 
 
 class _Instead:
@@ -45,8 +45,7 @@ class Call:
 
     def batched(self, name: str) -> bool:
         """Tell whether an argument, or an element of a list, is batched."""
-        dims = self.dims.get(name)
-        return any(d is not None for d in dims) if isinstance(dims, list | tuple) else dims is not None
+        return any(d is not None for d in leaves(self.dims.get(name)))
 
     def front(self, name: str, size: int) -> Any:
         """Return a tensor with the batch dim first, expanded if it has none; None as it is."""

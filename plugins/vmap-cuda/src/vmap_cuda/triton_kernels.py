@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vmap_core.extend import BatchedTensor, InplaceError, RulePack, UnsupportedError, promote, unrepeated, user_location
+from vmap_core.extend import (
+    BatchedTensor,
+    InplaceError,
+    RulePack,
+    UnsupportedError,
+    leaves,
+    promote,
+    unrepeated,
+    user_location,
+)
 
 pack = RulePack("cuda.triton")
 MAX_PROGRAMS = 2**31 - 1  # in the first grid axis
@@ -192,8 +201,8 @@ def map_launch(level: Any, rule: TritonRule, grid: Any, given: dict[str, Any], a
         return type(x) is BatchedTensor and x._level is level
 
     for name, value in given.items():
-        inner = value if isinstance(value, list | tuple) else [getattr(value, "base", None)]  # a tensor descriptor's
-        if not isinstance(value, Tensor) and any(type(v) is BatchedTensor for v in inner):
+        held = () if isinstance(value, Tensor) else (*leaves(value), getattr(value, "base", None))  # a descriptor's
+        if any(type(v) is BatchedTensor for v in held):
             raise UnsupportedError(
                 f"vmap: {name} of the Triton kernel {rule.__name__} holds tensors in a {type(value).__name__}, at "
                 f"{user_location()}. Instead: hand the kernel pointers."

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..levels.args import any_batched
+from ..levels.containers import leaves, map_leaves
 from ..levels.level import Level
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit import shared_weight
@@ -67,7 +68,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
     def cast(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not is_autocast_enabled() or not any_batched(level, args, kwargs):
             return run(level, args, kwargs)
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor)]
         key = (*map(_traits, tensors), state())
         if key not in known:
             known[key] = _learn(op, native, tensors, args, kwargs)
@@ -104,24 +105,9 @@ def _returns_view(op: OpOverload) -> bool:
     return not op._schema.is_mutable and any(r.alias_info is not None for r in op._schema.returns)
 
 
-def _tensors(args: Any) -> Iterator[Any]:
-    for a in args:
-        if isinstance(a, Tensor):
-            yield a
-        elif isinstance(a, list | tuple):
-            yield from _tensors(a)
-
-
 def _with(tensors: Iterator[Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Return arguments with other tensors, in their order."""
-    return _replaced(args, tensors), dict(zip(kwargs, _replaced(list(kwargs.values()), tensors), strict=True))
-
-
-def _replaced(args: Any, new: Iterator[Any]) -> Any:
-    items = [
-        next(new) if isinstance(a, Tensor) else _replaced(a, new) if isinstance(a, list | tuple) else a for a in args
-    ]
-    return items if isinstance(args, list) else tuple(items)
+    return map_leaves(lambda a: next(tensors) if isinstance(a, Tensor) else a, (args, kwargs))
 
 
 def _cast(level: Level, x: Any, dtype: torch.dtype) -> Any:
@@ -173,7 +159,7 @@ class _WatchFirst(_Watch):
     def go_on(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.aten._to_copy.default:
             return _stand_in(args[0], kwargs["dtype"])
-        self.first = func, _told(args), {k: _told(v) for k, v in kwargs.items()}
+        self.first = func, *map_leaves(_told, (args, kwargs))
         raise _Seen
 
 
@@ -193,10 +179,8 @@ def _stand_in(x: Any, dtype: torch.dtype) -> Any:
 
 
 def _told(a: Any) -> Any:
-    """Return what can be compared of an argument."""
-    if isinstance(a, Tensor):
-        return a.dtype, a.shape
-    return list(map(_told, a)) if isinstance(a, list | tuple) else a
+    """Return what can be compared of an argument's leaf."""
+    return (a.dtype, a.shape) if isinstance(a, Tensor) else a
 
 
 def _learn(op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: Any) -> Casts | None:

@@ -11,6 +11,7 @@ import torch
 from ..errors import InplaceError, RandomnessError, user_location
 from ..levels import ownership
 from ..levels.args import any_batched, unwrap, unwrap_kwargs, wrap
+from ..levels.containers import leaves
 from ..levels.level import Level, call
 from ..levels.randomness import draws
 from ..levels.read import every_sample
@@ -53,7 +54,7 @@ def inplace_run(func: Any, op: OpOverload, arrange: Arrange | None, served: Serv
             write(level, op, targets[0], result)
             return _returned(op, targets)
         for target in targets:
-            for t in target if isinstance(target, list | tuple) else (target,):
+            for t in leaves(target):
                 if t is not None:
                     ownership.promote(level, t, op._schema.name)
         values, dims, _ = unwrap(level, args)
@@ -91,7 +92,7 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     Raises:
         InplaceError: a tensor's values are other ones now; they are put back.
     """
-    outside = [t for t in _flat(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
+    outside = [t for t in leaves(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
     if not outside or random or level.batch_size == 1:
         yield
         return
@@ -119,14 +120,6 @@ def _shared_update(level: Level, op: Any, t: Any) -> InplaceError:
         f"average in their buffers, such as batch norm in training: vmap_nn.call_with_buffers, module.eval(), or "
         f"track_running_stats=False.)"
     )
-
-
-def _flat(targets: Any) -> Iterator[Any]:
-    for t in targets:
-        if isinstance(t, list | tuple):
-            yield from _flat(t)
-        else:
-            yield t
 
 
 def _written(a: Any) -> bool:

@@ -7,7 +7,7 @@ same table of rules. So every composite operator works as soon as its parts do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ComplexGraphError, UnsupportedError, user_location
-from ..levels.args import rebuild
+from ..levels.containers import leaves, map_leaves
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
@@ -43,8 +43,8 @@ class LoweredTensor(Tensor):
         levels = [t._batched._level for t in _lowered(args)]
         level = max(levels, key=lambda level: level.depth)
         if not all(one.active for one in levels):
-            return func(*_without_dead(args), **(kwargs or {}))
-        if torch.is_grad_enabled() and _has_complex(args):
+            return func(*map_leaves(_without_dead, args), **(kwargs or {}))
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.is_complex() for a in leaves(args)):
             # PyTorch has resolved lazy conjugates below autograd: what they depend on is lost to the physical graph.
             raise ComplexGraphError("vmap: lowered tensors among complex ones, whose operations are to be recorded")
         with WithDispatchKeys(*level.dispatch_keys), EnableTorchFunction():
@@ -58,29 +58,19 @@ _ABOUT_SHAPES: dict[Any, Callable[..., bool]] = {
 }
 
 
-def _lowered(args: Any) -> Any:
-    for a in args:
-        if type(a) is LoweredTensor:
-            yield a
-        elif isinstance(a, list | tuple):
-            yield from _lowered(a)
+def _lowered(args: Any) -> Iterator[LoweredTensor]:
+    return (a for a in leaves(args) if type(a) is LoweredTensor)
 
 
-def _has_complex(args: Any) -> bool:
-    return any(
-        a.is_complex() if isinstance(a, Tensor) else isinstance(a, list | tuple) and _has_complex(a) for a in args
-    )
-
-
-def _without_dead(args: Any) -> Any:
-    """Put zeros in the place of tensors whose level has gone.
+def _without_dead(a: Any) -> Any:
+    """Return zeros for a tensor whose level has gone.
 
     The engine comes to them only through symbolic zeros, whose graph is one of wrappers: what is computed from there
     is multiplied by zero.
     """
-    if type(args) is LoweredTensor and not args._batched._level.active:
-        return torch.zeros(args.shape, dtype=args.dtype, device=args.device)
-    return type(args)(map(_without_dead, args)) if isinstance(args, list | tuple) else args
+    if type(a) is LoweredTensor and not a._batched._level.active:
+        return torch.zeros(a.shape, dtype=a.dtype, device=a.device)
+    return a
 
 
 def dispatch_keys() -> tuple[Any, Any]:
@@ -128,7 +118,7 @@ def _plain(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return False
     if RANDOM in func.tags:
         return False
-    return next(_lowered((args, tuple(kwargs.values()))), None) is None
+    return next(_lowered((args, kwargs)), None) is None
 
 
 def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
@@ -166,16 +156,16 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if type(a) is LoweredTensor and a._batched._level is level:  # one of a level further out is physical here
             known[id(a._batched)] = a
             return a._batched
-        return type(a)(map(raise_, a)) if type(a) in (list, tuple) else a
+        return a
 
     def lower_(a: Any) -> Any:
         if type(a) is BatchedTensor:
             return known[id(a)] if id(a) in known else lower(_at(level, a))
-        return rebuild(a, list(map(lower_, a))) if isinstance(a, list | tuple) else a
+        return a
 
-    args = raise_(tuple(args))
-    kwargs = {k: raise_(v) for k, v in kwargs.items()}
-    return lower_(call(level, func, args, kwargs))
+    args = tuple([map_leaves(raise_, a) for a in args])
+    kwargs = {k: map_leaves(raise_, v) for k, v in kwargs.items()}
+    return map_leaves(lower_, call(level, func, args, kwargs))
 
 
 def run_lowered(
@@ -187,7 +177,7 @@ def run_lowered(
     Args:
         level: the level whose tensors are lowered, off the stack.
         function: a C++ function of PyTorch, or what calls one.
-        args: its arguments, BatchedTensors among them, also in lists and tuples.
+        args: its arguments, BatchedTensors among them, also in containers.
         kwargs: its keyword arguments.
         mode: also catch operations without a batched operand (factories, random operations). The autograd engine
             does without: what it computes from saved tensors alone is the same for all samples.
@@ -203,28 +193,31 @@ def run_lowered(
         # A wrapper of torch.func's; a lazy conjugate, which the dispatcher would resolve below autograd.
         if isinstance(a, Tensor) and (functorch or (mode and (a.is_conj() or a.is_neg()))):
             return lower(make_batched(a, None, level), requires_grad=record and a.requires_grad)
-        return type(a)(map(lower_, a)) if type(a) in (list, tuple) else a
+        return a
 
     def raise_(a: Any) -> Any:
         if type(a) is LoweredTensor:
             return a._batched if a._batched._level.active else _without_dead(a)
         if isinstance(a, Tensor):  # a symbolic zero of the engine's: its graph is one of wrappers, and leads nowhere
             return a.detach() if a._is_zerotensor() else a
-        return rebuild(a, list(map(raise_, a))) if isinstance(a, list | tuple) else a
+        return a
 
-    lowered, lowered_kwargs = [lower_(a) for a in args], {k: lower_(v) for k, v in kwargs.items()}
+    def run() -> Any:
+        return map_leaves(raise_, function(*lowered, **lowered_kwargs))
+
+    lowered, lowered_kwargs = map_leaves(lower_, (list(args), kwargs))
     # Levels further out must not see the wrappers: they come back on for every physical operation.
     with DisableTorchFunction():
         if not mode:
             before, level.dispatch_keys = level.dispatch_keys, dispatch_keys()
             try:
-                return raise_(function(*lowered, **lowered_kwargs))
+                return run()
             finally:
                 level.dispatch_keys = before
         if not functorch:
             with _Lowering(level) as lowering:
                 try:
-                    return raise_(function(*lowered, **lowered_kwargs))
+                    return run()
                 except RuntimeError as error:
                     if lowering.failure is not None and str(lowering.failure) not in str(error):
                         raise lowering.failure from error
@@ -233,4 +226,4 @@ def run_lowered(
             without_transforms() as stack,
             _Lowering(level, stack),
         ):  # nor must torch.func's transforms
-            return raise_(function(*lowered, **lowered_kwargs))
+            return run()

@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import ownership
+from .containers import LEAVES, SIZED, children, dims_like, map_with_dims, rebuild
 from .level import Level
 from .tensor import BatchedTensor, make_batched
 
-_NUMBERS = frozenset((int, float, bool, type(None), str))
+__all__ = ["any_batched", "has_tensor", "holds_batched", "rebuild", "unwrap", "unwrap_kwargs", "wrap"]
+
+# Types of leaves that are no tensors: a list of these needs no further look.
+_PLAIN = frozenset(LEAVES) - {Tensor, BatchedTensor, torch.nn.Parameter}
 
 
-def has_tensor(args: Any) -> bool:
-    """Tell whether a tensor is among arguments, also in lists."""
+def has_tensor(args: Iterable[Any]) -> bool:
+    """Tell whether a tensor is among arguments, also in containers."""
     for a in args:
-        if isinstance(a, Tensor) or (isinstance(a, list | tuple) and has_tensor(a)):
+        if isinstance(a, Tensor):
             return True
+        held = children(a)
+        if held is not None and has_tensor(held):
+            return True
+    return False
+
+
+def holds_batched(args: Iterable[Any]) -> bool:
+    """Tell whether a BatchedTensor is among the arguments of a call, also in containers."""
+    for a in args:
+        kind = type(a)
+        if kind is BatchedTensor:
+            return True
+        if kind not in LEAVES:
+            held = children(a)
+            if held is not None and holds_batched(held):
+                return True
+    return False
+
+
+def any_batched(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a call has a tensor that is batched at this level."""
+    return _any_batched(level, args) or (bool(kwargs) and _any_batched(level, kwargs.values()))
+
+
+def _any_batched(level: Level, args: Iterable[Any]) -> bool:
+    for a in args:
+        kind = type(a)
+        if kind is BatchedTensor:
+            if a._level is level and a._bdim is not None:
+                return True
+        elif kind not in LEAVES:
+            held = children(a)
+            if held is not None and _any_batched(level, held):
+                return True
     return False
 
 
@@ -26,7 +65,8 @@ def unwrap(level: Level, args: Sequence[Any]) -> tuple[list[Any], list[Any], boo
     """Split arguments into physical values and batch dims; say whether any is batched at this level.
 
     Returns:
-        The values; one entry each of int, None or (for a list of tensors) a list of those; the flag.
+        The values; one entry each of int, None or, for a container with tensors, a list of entries for its children (for a
+        dict, a dict of them); the flag.
     """
     values: list[Any] = []
     dims: list[Any] = []
@@ -38,63 +78,47 @@ def unwrap(level: Level, args: Sequence[Any]) -> tuple[list[Any], list[Any], boo
             dims.append(a._bdim)
             if a._bdim is not None:
                 batched = True
-        elif kind in _NUMBERS:
+        elif kind in LEAVES:
             values.append(a)
             dims.append(None)
-        elif isinstance(a, list | tuple) and not _NUMBERS.issuperset(map(type, a)) and has_tensor(a):
-            inner, inner_dims, inner_batched = unwrap(level, a)
-            values.append(inner)
-            dims.append(inner_dims)
-            batched = batched or inner_batched
         else:
-            values.append(a)
-            dims.append(None)
+            value, dim, inner = _unwrap_container(level, a)
+            values.append(value)
+            dims.append(dim)
+            batched = batched or inner
     return values, dims, batched
 
 
+def _unwrap_container(level: Level, x: Any) -> tuple[Any, Any, bool]:
+    """Split what may be a container; one without tensors stays as it is."""
+    held = children(x)
+    if held is None or _PLAIN.issuperset(map(type, held)) or not has_tensor(held):
+        return x, None, False
+    if type(x) in SIZED:  # its leading dims are those of one sample
+        return x, None, False
+    values, dims, batched = unwrap(level, held)
+    return rebuild(x, values), dims_like(x, dims), batched
+
+
 def unwrap_kwargs(level: Level, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """Do the same for keyword-only arguments; the dims are those of tensors only, by name."""
+    """Do the same for keyword-only arguments; the dims are those of tensors and containers only, by name."""
     values, dims, batched = unwrap(level, tuple(kwargs.values()))
-    tensors = {k: d for (k, v), d in zip(kwargs.items(), dims, strict=True) if isinstance(v, Tensor | list | tuple)}
-    return dict(zip(kwargs, values, strict=True)), tensors, batched
+    named = {
+        k: d
+        for (k, v), d in zip(kwargs.items(), dims, strict=True)
+        if d is not None or isinstance(v, Tensor | list | tuple)
+    }
+    return dict(zip(kwargs, values, strict=True)), named, batched
 
 
 def wrap(level: Level, out: Any, out_dims: Any) -> Any:
     """Turn what a rule returned into what the mapped function sees."""
-    if type(out_dims) is int:
-        if isinstance(out, list | tuple):
-            return rebuild(out, [wrap(level, o, out_dims) for o in out])
-        return make_batched(out, out_dims, level)
-    if isinstance(out, Tensor):
-        return ownership.fresh(level, out)
-    if isinstance(out, list | tuple):
-        dims = out_dims if isinstance(out_dims, list | tuple) else [out_dims] * len(out)
-        return rebuild(out, [wrap(level, o, d) for o, d in zip(out, dims, strict=True)])
-    return out
+    if type(out) is Tensor:
+        return make_batched(out, out_dims, level) if type(out_dims) is int else ownership.fresh(level, out)
 
+    def one(x: Any, dim: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return make_batched(x, dim, level) if type(dim) is int else ownership.fresh(level, x)
 
-def rebuild(like: Any, items: list[Any]) -> Any:
-    """Make a list, tuple, namedtuple or torch.return_types value like another one, from new items."""
-    kind = type(like)
-    if kind is list:
-        return items
-    return kind(*items) if hasattr(like, "_fields") else kind(items)
-
-
-def any_batched(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell whether a call has a tensor that is batched at this level."""
-    return unwrap(level, (*args, *kwargs.values()))[2]
-
-
-def holds_batched(args: Any) -> bool:
-    """Tell whether a BatchedTensor is among the arguments of a call, also in lists, tuples and dicts."""
-    for a in args:
-        kind = type(a)
-        if kind is BatchedTensor:
-            return True
-        if kind is list or kind is tuple:
-            if holds_batched(a):
-                return True
-        elif kind is dict and holds_batched(a.values()):
-            return True
-    return False
+    return map_with_dims(one, out, out_dims)

@@ -9,6 +9,7 @@ import torch
 from ..errors import EscapedTensorError, user_location
 from ..torch_compat.bindings import emitter
 from ..torch_compat.mode_stack import pop_mode, push_mode
+from .containers import map_leaves
 from .level import NO_KWARGS, Level, call
 from .tensor import BatchedTensor
 
@@ -48,12 +49,9 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if a._bdim is None:
                 return revive(a._value)
             dead.append(a)
-        if type(a) in (list, tuple):
-            return type(a)(map(revive, a))
         return a
 
-    args = revive(tuple(args))
-    kwargs = {k: revive(v) for k, v in kwargs.items()}
+    args, kwargs = map_leaves(revive, (tuple(args), kwargs))
     if not dead:
         return emitter(func)(*args, **kwargs)
     raise escaped(dead[0])

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import RandomnessError, user_location
 from ..torch_compat.operators import RANDOM, OpOverload, is_composite
+from .containers import leaves
 from .recording import current, unrecorded
 
 
@@ -41,7 +42,7 @@ def draws(op: Any, args: Any = (), kwargs: Any = None) -> bool:
 
 def generators(args: Any) -> list[Any]:
     """Return the generators that a call may draw from: the one given, or the default ones of its devices."""
-    flat = list(_flat(args))
+    flat = list(leaves(args))
     explicit = [a for a in flat if isinstance(a, torch.Generator)]
     if explicit:
         return explicit
@@ -55,14 +56,6 @@ def generators(args: Any) -> list[Any]:
         if index < len(defaults):
             found.append(defaults[index])
     return found
-
-
-def _flat(args: Any) -> Iterator[Any]:
-    for a in args:
-        if isinstance(a, list | tuple):
-            yield from _flat(a)
-        else:
-            yield a
 
 
 def _has_device(a: Any) -> bool:

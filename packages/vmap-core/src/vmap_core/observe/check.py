@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import function_name, user_location
 from ..levels import tree as _tree
+from ..levels.containers import leaves, map_leaves
 from ..levels.randomness import generators
 from .difference import difference
 from .names import kept, name_of
@@ -72,7 +72,7 @@ class _Steps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        tensors = [t for t in leaves(out) if isinstance(t, Tensor)]
         if tensors:
             self.steps.append(_Step(_plain(name_of(func)), user_location(), [kept(t, None)[0] for t in tensors]))
         return out
@@ -113,7 +113,7 @@ def check(vmapped: Callable[..., Any]) -> Callable[..., CheckReport]:
     @functools.wraps(vmapped)
     def checked(*args: Any, **kwargs: Any) -> CheckReport:
         mapped_args, loop_args = _copy((args, kwargs)), _copy((args, kwargs))
-        sources = [(g, g.get_state()) for g in generators(tree_flatten((args, kwargs))[0])]
+        sources = [(g, g.get_state()) for g in generators((args, kwargs))]
         with recording(keep=True) as trace:
             out = vmapped(*mapped_args[0], **mapped_args[1])
         drew = any(not torch.equal(g.get_state(), state) for g, state in sources)
@@ -144,39 +144,38 @@ def check(vmapped: Callable[..., Any]) -> Callable[..., CheckReport]:
 
 def _copy(tree: Any) -> Any:
     """Copy the tensors of arguments; leaves that require gradients stay leaves that do."""
-    leaves, spec = tree_flatten(tree)
-    copies = [
-        leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]
-    return tree_unflatten(copies, spec)
+
+    def copied(leaf: Any) -> Any:
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+
+    return map_leaves(copied, tree)
 
 
 def _samples(in_dims: Any, kw_in_dims: Any, axis_size: int | None, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each sample's arguments: views, so that what is written to them is seen."""
-    leaves: list[Any] = []
-    spec = _tree.flatten((args, kwargs), leaves)
+    flat: list[Any] = []
+    spec = _tree.flatten((args, kwargs), flat)
     arg_leaves: list[Any] = []
     dims = list(_tree.broadcast(in_dims, _tree.flatten(args, arg_leaves)) or ())
     for key, value in kwargs.items():
         own: list[Any] = []
         dims += _tree.broadcast(kw_in_dims.get(key), _tree.flatten(value, own)) or ()
-    sizes = [leaf.shape[d] for leaf, d in zip(leaves, dims, strict=True) if d is not None]
+    sizes = [leaf.shape[d] for leaf, d in zip(flat, dims, strict=True) if d is not None]
     for i in range(sizes[0] if sizes else axis_size or 0):
-        row = [leaf if d is None else leaf.select(d, i) for leaf, d in zip(leaves, dims, strict=True)]
+        row = [leaf if d is None else leaf.select(d, i) for leaf, d in zip(flat, dims, strict=True)]
         yield _tree.unflatten(spec, iter(row))
 
 
 def _compare_outputs(out: Any, rows: list[Any], out_dims: Any, values: bool) -> tuple[int | None, str] | None:
-    leaves: list[Any] = []
-    dims = _tree.broadcast(out_dims, _tree.flatten(out, leaves)) or [out_dims] * len(leaves)
+    flat: list[Any] = []
+    dims = _tree.broadcast(out_dims, _tree.flatten(out, flat)) or [out_dims] * len(flat)
     for i, row in enumerate(rows):
         own: list[Any] = []
         _tree.flatten(row, own)
-        if len(own) != len(leaves):
-            return i, f"{len(leaves)} outputs, but {len(own)} of sample {i} in the loop"
-        for k, (x, d, expected) in enumerate(zip(leaves, dims, own, strict=True)):
-            where = f"output {k} of sample {i}" if len(leaves) > 1 else f"sample {i}"
+        if len(own) != len(flat):
+            return i, f"{len(flat)} outputs, but {len(own)} of sample {i} in the loop"
+        for k, (x, d, expected) in enumerate(zip(flat, dims, own, strict=True)):
+            where = f"output {k} of sample {i}" if len(flat) > 1 else f"sample {i}"
             if not isinstance(expected, Tensor):
                 if not isinstance(x, Tensor) and x != expected:
                     return i, f"{where}: {x!r}, the loop gives {expected!r}"
@@ -188,7 +187,7 @@ def _compare_outputs(out: Any, rows: list[Any], out_dims: Any, values: bool) -> 
 
 
 def _compare_arguments(mapped: Any, looped: Any) -> tuple[int | None, str] | None:
-    pairs = zip(tree_flatten(mapped)[0], tree_flatten(looped)[0], strict=True)
+    pairs = zip(leaves(mapped), leaves(looped), strict=True)
     for k, (x, expected) in enumerate(pairs):
         if isinstance(x, Tensor):
             problem = _difference(x, expected, True)
@@ -199,10 +198,10 @@ def _compare_arguments(mapped: Any, looped: Any) -> tuple[int | None, str] | Non
 
 def _compare_gradients(mapped: Any, looped: Any, out: Any, rows: list[Any]) -> tuple[int | None, str] | None:
     def gradients(arguments: Any, outputs: Any) -> list[Tensor | None]:
-        leaves = [t for t in tree_flatten(arguments)[0] if isinstance(t, Tensor) and t.requires_grad]
-        tensors = [o for o in tree_flatten(outputs)[0] if isinstance(o, Tensor) and o.requires_grad]
+        inputs = [t for t in leaves(arguments) if isinstance(t, Tensor) and t.requires_grad]
+        tensors = [o for o in leaves(outputs) if isinstance(o, Tensor) and o.requires_grad]
         total: Any = sum((o.abs().square().sum() if o.is_complex() else (o * o).sum() + o.sum()) for o in tensors)
-        return list(torch.autograd.grad(total, leaves, allow_unused=True)) if leaves and tensors else []
+        return list(torch.autograd.grad(total, inputs, allow_unused=True)) if inputs and tensors else []
 
     for k, (x, expected) in enumerate(zip(gradients(mapped, out), gradients(looped, rows), strict=False)):
         if x is not None and expected is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..dispatch.plan import Plan, Served
 from ..dispatch.planner import call_inherent
 from ..errors import user_location
+from ..levels.containers import leaves
 from ..levels.ownership import same_storage
 from ..levels.stack import physically
 from ..levels.tensor import BatchedTensor
@@ -127,10 +128,10 @@ class Trace:
                 operation.pack, operation.rule = _told(plan.served)
             self._open.pop()
         start = time.perf_counter()
-        operation.outputs = _describe((out,), {}, level)
+        operation.outputs = _describe(out, {}, level)
         operation.nbytes = _new_bytes(out, (args, kwargs))
         if self.keep:
-            operation.results = [kept(x, level) for x in _tensors((out,))]
+            operation.results = [kept(x, level) for x in _tensors(out)]
         name = operation.name
         writes = name.endswith(("=", "setitem__")) or (name.endswith("_") and not name.endswith("__"))
         if not (operation.outputs or operation.parts or operation.loop or writes):
@@ -201,14 +202,8 @@ def _told(served: Served) -> tuple[str, str]:
     return served.pack, "" if served.rule is None else served.rule.place
 
 
-def _tensors(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-        elif type(value) is BatchedTensor or isinstance(value, Tensor):
-            yield value
+def _tensors(x: Any) -> Iterator[Any]:
+    return (a for a in leaves(x) if type(a) is BatchedTensor or isinstance(a, Tensor))
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -220,7 +215,7 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 def _describe(args: Any, kwargs: Any, level: Any) -> list[TensorInfo]:
     found = []
-    for x in _tensors((*args, *kwargs.values())):
+    for x in _tensors((args, kwargs)):
         bdim = x._bdim if type(x) is BatchedTensor and x._level is level else None
         found.append(TensorInfo(_shape(x), _shape(physical(x)), bdim, physical(x).dtype))
     return found
@@ -229,7 +224,7 @@ def _describe(args: Any, kwargs: Any, level: Any) -> list[TensorInfo]:
 def _new_bytes(out: Any, given: Any) -> int:
     before = list(_tensors(given))
     total = 0
-    for x in _tensors((out,)):
+    for x in _tensors(out):
         plain = physical(x)
         if plain.layout == torch.strided and not any(same_storage(plain, b) for b in before):
             with DisableTorchFunction():

@@ -119,6 +119,7 @@ def _first_kernel(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Compare arguments of two calls, for which a list is as good as a tuple."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):

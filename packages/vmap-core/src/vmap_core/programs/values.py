@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..errors import CaptureError, user_location
+from ..levels.containers import leaves
 from ..torch_compat import autocast
 from ..torch_compat.functorch import is_wrapped
 from ..torch_compat.mode_stack import DisableTorchFunction
@@ -151,7 +152,7 @@ class Values:
         return tuple(map(self._as_node, args)), {k: self._as_node(v) for k, v in kwargs.items()}
 
     def _as_node(self, a: Any) -> Any:
-        """Return an argument as the graph has it."""
+        """Return an argument as the graph has it: fx knows slices, and plain tuples, lists and dicts only."""
         kind = type(a)
         if isinstance(a, Tensor):
             return self.node_of(a)
@@ -203,10 +204,4 @@ def storage_of(x: Tensor) -> int:
 
 def tensors_of(a: Any) -> Iterator[Tensor]:
     """Iterate over the tensors in an argument or a result."""
-    if isinstance(a, Tensor):
-        yield a
-    elif isinstance(a, list | tuple):
-        for e in a:
-            yield from tensors_of(e)
-    elif isinstance(a, dict):
-        yield from tensors_of(list(a.values()))
+    return (x for x in leaves(a) if isinstance(x, Tensor))

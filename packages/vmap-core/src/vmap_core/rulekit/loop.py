@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FallbackError, FallbackWarning, UnsupportedError, user_frame, user_location
-from ..levels.args import rebuild
+from ..levels.containers import children, dims_like, leaves, map_leaves, map_with_dims, rebuild
 from ..levels.level import Level
 from ..levels.randomness import drawn, draws, may_draw_unannounced, refuse_unannounced, rewinding, snapshot
 from ..torch_compat.bindings import emitter
@@ -137,7 +137,7 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **k
     if warn:
         report(op)
     kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
-    if random and level.randomness == "same" and not _any_dim(in_dims) and not mutable:
+    if random and level.randomness == "same" and all(d is None for d in leaves(in_dims)) and not mutable:
         out = op(*args, **kwargs)  # one draw for all samples, and a result for all
         return out, [None] * len(out) if isinstance(out, list | tuple) else None
     if level.batch_size == 0:
@@ -151,8 +151,8 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **k
     before = snapshot((*args, *kwargs.values())) if may_draw_unannounced(op) else None
     with rewinding((*args, *kwargs.values())) if same else contextlib.nullcontext() as rewind:
         run = op if mutable else emitter(op)
-        columns = [_samples(a, d, mutable) for a, d in zip(args, in_dims, strict=False)]
-        named = {k: _samples(v, kw_dims[k], mutable) for k, v in kwargs.items() if kw_dims.get(k) is not None}
+        columns = [_samples(level, a, d, mutable) for a, d in zip(args, in_dims, strict=False)]
+        named = {k: _samples(level, v, kw_dims[k], mutable) for k, v in kwargs.items() if kw_dims.get(k) is not None}
         for i, *row in zip(range(level.batch_size), *columns, strict=False):
             if rewind is not None and i:
                 rewind()
@@ -164,10 +164,11 @@ def loop(level: Level, op: Any, in_dims: Any, *args: Any, warn: bool = True, **k
     return _stack(rows)
 
 
-def _samples(value: Any, bdim: Any, written: bool) -> Iterator[Any]:
+def _samples(level: Level, value: Any, bdim: Any, written: bool) -> Iterator[Any]:
     """Return one argument's samples, one after the other; what all of them share, without end."""
-    if isinstance(bdim, list):
-        return map(list, zip(*(_samples(v, d, written) for v, d in zip(value, bdim, strict=True)), strict=False))
+    if isinstance(bdim, list | tuple | dict):
+        columns = map_with_dims(lambda v, d: _samples(level, v, d, written), value, bdim)
+        return (map_leaves(next, columns) for _ in range(level.batch_size))
     if bdim is None:
         return itertools.repeat(value)
     if written:  # autograd lets no one write to the views that unbind gives
@@ -179,9 +180,13 @@ def _stack(rows: list[Any]) -> tuple[Any, Any]:
     first = rows[0]
     if isinstance(first, Tensor):
         return torch.stack(rows), 0
-    if isinstance(first, list | tuple):
-        pairs = [_stack([row[k] for row in rows]) for k in range(len(first))]
-        return rebuild(first, [p[0] for p in pairs]), tuple(p[1] for p in pairs)
+    if children(first) is not None:
+        held = [children(row) or () for row in rows]
+        if any(len(own) != len(held[0]) for own in held):
+            numbers = sorted({len(own) for own in held})
+            raise UnsupportedError(f"vmap: the samples give {numbers} results, at {user_location()}")
+        pairs = [_stack(list(column)) for column in zip(*held, strict=True)]
+        return rebuild(first, [p[0] for p in pairs]), dims_like(first, [p[1] for p in pairs])
     if any(row != first for row in rows):
         raise UnsupportedError(
             f"vmap: the samples give different results {rows[:4]}, which are no tensors, at {user_location()}"
@@ -189,26 +194,18 @@ def _stack(rows: list[Any]) -> tuple[Any, Any]:
     return first, None
 
 
-def _any_dim(in_dims: Any) -> bool:
-    if isinstance(in_dims, dict):
-        return _any_dim(tuple(in_dims.values()))
-    return any(_any_dim(d) if isinstance(d, list | tuple | dict) else d is not None for d in in_dims)
-
-
 def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """No samples: the shapes of the results come from one run on fake tensors."""
 
     def blank(value: Any, bdim: Any) -> Any:
-        if isinstance(bdim, list):
-            return [blank(v, d) for v, d in zip(value, bdim, strict=True)]
         if bdim is None:
             return value.clone() if isinstance(value, Tensor) else value  # the operator may write to it
         shape = list(value.shape)
         del shape[bdim]
         return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
-    one = [blank(a, d) for a, d in zip(args, in_dims, strict=False)]
-    one_kwargs = {k: blank(v, kw_dims.get(k)) for k, v in kwargs.items()}
+    one = [map_with_dims(blank, a, d) for a, d in zip(args, in_dims, strict=False)]
+    one_kwargs = {k: map_with_dims(blank, v, kw_dims.get(k)) for k, v in kwargs.items()}
     try:
         with fake_tensors():
             out = op(*one, **one_kwargs)
@@ -222,6 +219,4 @@ def _empty(op: Any, in_dims: Any, kw_dims: Any, args: Any, kwargs: Any) -> tuple
             return torch.empty((0, *o.shape), dtype=o.dtype, device=o.device)
         return o
 
-    if isinstance(out, list | tuple):
-        return rebuild(out, [none_of(o) for o in out]), tuple(0 if isinstance(o, Tensor) else None for o in out)
-    return none_of(out), 0 if isinstance(out, Tensor) else None
+    return map_leaves(none_of, out), map_leaves(lambda o: 0 if isinstance(o, Tensor) else None, out)

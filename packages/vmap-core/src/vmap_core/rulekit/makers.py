@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..levels.containers import map_leaves, map_with_dims
 from ..levels.ownership import same_storage
 from ..torch_compat.operators import OpOverload
 from .dims import ensure_bdim, logical_rank, pad_rank, promote_like_samples, to_front
@@ -137,8 +138,11 @@ def batch_dims(n: int, *, shared: tuple[str, ...] = ()) -> Callable[[OpOverload]
             out = op(*args, **kwargs)
             for apart, merged in copies:  # where the dims could not be merged in memory
                 apart.copy_(merged.reshape(apart.shape))
-            split: Callable[[Any], Any] = lambda o: o.reshape(info.batch_size, lead[0], *o.shape[1:])  # noqa: E731
-            return _batched_in_front(_map(split, out))
+
+            def split(o: Any) -> Any:
+                return o.reshape(info.batch_size, lead[0], *o.shape[1:]) if isinstance(o, Tensor) else o
+
+            return _batched_in_front(map_leaves(split, out))
 
         return _drawing(op, batch_dims)
 
@@ -181,15 +185,10 @@ def _drawing(op: OpOverload, rule: RuleFunction) -> RuleFunction:
 
 
 def _each(op: OpOverload, prepare: Prepare, in_dims: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Return the arguments with every tensor prepared, those in lists too."""
+    """Return the arguments with every tensor prepared, those in containers too."""
 
     def one(value: Any, dims: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            return prepare(value, dims, name)
-        if isinstance(value, list | tuple):
-            inner = dims if isinstance(dims, list | tuple) else [dims] * len(value)
-            return [one(v, d, name) for v, d in zip(value, inner, strict=True)]
-        return value
+        return map_with_dims(lambda x, d: prepare(x, d, name) if isinstance(x, Tensor) else x, value, dims)
 
     names = [a.name for a in op._schema.arguments]
     kw_dims = in_dims[len(args)] if len(in_dims) > len(args) else {}
@@ -210,22 +209,18 @@ def _tensors(op: OpOverload, in_dims: Any, args: Any, kwargs: Any) -> Iterator[t
 
 def _dims_in_front(op: OpOverload, in_dims: Any, args: Any, kwargs: Any) -> Any:
     """Return in_dims after every tensor has got its batch dim in front."""
-    places, named = _each(op, lambda x, d, _: 0, in_dims, args, kwargs)
-    front = [p if isinstance(p, list) or isinstance(a, Tensor) else None for p, a in zip(places, args, strict=True)]
-    return (
-        (*front, {k: d for k, d in named.items() if isinstance(kwargs[k], Tensor | list | tuple)}) if kwargs else front
-    )
+    front = [_in_front(a) for a in args]
+    return (*front, {k: _in_front(v) for k, v in kwargs.items()}) if kwargs else front
 
 
 def _written(op: OpOverload) -> set[str]:
     return {a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
 
 
-def _map(function: Callable[[Any], Any], out: Any) -> Any:
-    if isinstance(out, list | tuple):
-        return type(out)([_map(function, o) for o in out])
-    return function(out) if isinstance(out, Tensor) else out
+def _in_front(x: Any) -> Any:
+    """Return the batch dims of tensors that have it in front."""
+    return map_leaves(lambda a: 0 if isinstance(a, Tensor) else None, x)
 
 
 def _batched_in_front(out: Any) -> tuple[Any, Any]:
-    return out, _map(lambda _: 0, out) if isinstance(out, list | tuple) else (0 if isinstance(out, Tensor) else None)
+    return out, _in_front(out)

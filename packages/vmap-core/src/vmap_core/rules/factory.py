@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..dispatch.planner import call_inherent
 from ..levels.args import any_batched
+from ..levels.containers import leaves
 from ..rulekit.dims import to_front
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
@@ -135,7 +135,7 @@ def tensor(info: Any, data: Any, **kwargs: Any) -> Any:
             out = data.detach().clone()
             out = out.to(**_options(kwargs)) if _options(kwargs) else out
             return out.requires_grad_() if kwargs.get("requires_grad") else out
-    if not any_batched(info, tuple(_leaves(data)), {}):
+    if not any_batched(info, (data,), {}):
         return call_inherent(info, torch.tensor, (data,), kwargs)
     with info.pushed():
         out = _from_nested(data, kwargs)
@@ -154,7 +154,7 @@ def as_tensor(info: Any, data: Any, dtype: Any = None, device: Any = None) -> An
     """Nested lists -> a new tensor; a tensor, as it is or moved."""
     options = {"dtype": dtype, "device": device}
     if not isinstance(data, Tensor):
-        if any_batched(info, tuple(_leaves(data)), {}):
+        if any_batched(info, (data,), {}):
             return tensor(info, data, **options)
         return call_inherent(info, torch.as_tensor, (data,), options)
     with info.pushed():
@@ -165,7 +165,7 @@ def as_tensor(info: Any, data: Any, dtype: Any = None, device: Any = None) -> An
 def asarray(info: Any, obj: Any, **kwargs: Any) -> Any:
     """As `as_tensor`; without ``requires_grad`` a tensor loses its history."""
     if not isinstance(obj, Tensor):
-        if any_batched(info, tuple(_leaves(obj)), {}):
+        if any_batched(info, (obj,), {}):
             return tensor(info, obj, **{k: v for k, v in kwargs.items() if k != "copy"})
         return call_inherent(info, torch.asarray, (obj,), kwargs)
     with info.pushed():
@@ -184,14 +184,6 @@ def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: kwargs[k] for k in ("dtype", "device") if kwargs.get(k) is not None}
 
 
-def _leaves(data: Any) -> Iterator[Any]:
-    if isinstance(data, list | tuple):
-        for item in data:
-            yield from _leaves(item)
-    else:
-        yield data
-
-
 def _shape(data: Any) -> tuple[int, ...]:
     if not isinstance(data, list | tuple):
         return ()  # also a tensor, of one element
@@ -203,17 +195,17 @@ def _shape(data: Any) -> tuple[int, ...]:
 
 def _from_nested(data: Any, kwargs: dict[str, Any]) -> Any:
     """Stack the numbers of nested lists, some of which are tensors, as ``torch.tensor`` reads them."""
-    leaves = list(_leaves(data))
-    for leaf in leaves:
+    numbers = list(leaves(data))
+    for leaf in numbers:
         if isinstance(leaf, Tensor) and leaf.numel() != 1:
             raise ValueError("only one element tensors can be converted to Python scalars")
     dtype = kwargs.get("dtype")
     if dtype is None:
-        dtype = leaves[0].dtype if isinstance(leaves[0], Tensor) else torch.tensor(leaves[0]).dtype
-        for leaf in leaves[1:]:
+        dtype = numbers[0].dtype if isinstance(numbers[0], Tensor) else torch.tensor(numbers[0]).dtype
+        for leaf in numbers[1:]:
             dtype = torch.promote_types(dtype, leaf.dtype if isinstance(leaf, Tensor) else torch.tensor(leaf).dtype)
     scalars = [
-        a.detach().reshape(()).to(dtype) if isinstance(a, Tensor) else torch.tensor(a, dtype=dtype) for a in leaves
+        a.detach().reshape(()).to(dtype) if isinstance(a, Tensor) else torch.tensor(a, dtype=dtype) for a in numbers
     ]
     out = torch.stack(scalars).reshape(_shape(data)).clone(memory_format=torch.contiguous_format)
     return out.to(device=kwargs["device"]) if kwargs.get("device") is not None else out

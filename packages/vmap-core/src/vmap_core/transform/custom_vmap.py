@@ -15,6 +15,7 @@ from ..dispatch.plan import Plan, Served
 from ..errors import UnsupportedError, user_location
 from ..levels import tree as _tree
 from ..levels.args import unwrap, wrap
+from ..levels.containers import map_leaves
 from ..levels.level import Level
 from ..levels.ownership import same_storage
 from ..levels.randomness import drawn, rewinding, snapshot
@@ -67,7 +68,7 @@ class CustomVmap:
         values, dims, batched = unwrap(level, leaves)
         own_args, own_kwargs = _tree.unflatten(spec, iter(values))
         if not batched:  # a level further out may have something for the rule
-            return _map_leaves(self(*own_args, **own_kwargs), lambda out: _unbatched(level, out, values))
+            return map_leaves(lambda out: _unbatched(level, out, values), self(*own_args, **own_kwargs))
         in_dims, kw_dims = _tree.unflatten(spec, iter(dims))
         assert self.rule is not None
         out, out_dims = self.rule(level, (*in_dims, kw_dims) if kw_dims else in_dims, *own_args, **own_kwargs)
@@ -87,12 +88,6 @@ def _unbatched(level: Level, out: Any, values: list[Any]) -> Any:
     """Return what a level further out made; what is a view of an argument stays a tensor from outside."""
     aliases = isinstance(out, Tensor) and any(isinstance(v, Tensor) and same_storage(out, v) for v in values)
     return out if aliases else wrap(level, out, None)
-
-
-def _map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
-    leaves: list[Any] = []
-    spec = _tree.flatten(tree, leaves)
-    return _tree.unflatten(spec, map(function, leaves))
 
 
 def custom_vmap(func: Callable[..., Any]) -> CustomVmap:

@@ -9,7 +9,7 @@ import functools
 import types
 from typing import Any
 
-from ..levels import tree
+from ..levels import containers
 from ..levels.tensor import BatchedTensor
 from ..torch_compat.imports import when_imported
 
@@ -31,7 +31,7 @@ def _tensordict_base(module: Any) -> None:
 
 def _tensordict_params(module: Any) -> None:
     """A module that holds a TensorDict of parameters is, inside, the TensorDict of a sample's."""
-    tree.CONTAINERS[module.TensorDictParams] = (lambda params: ([params._param_td], None), lambda tds, _: tds[0])
+    containers.CONTAINERS[module.TensorDictParams] = (lambda params: ([params._param_td], None), lambda tds, _: tds[0])
 
 
 def introduce() -> None:

@@ -49,7 +49,8 @@ def vmap(
 
     Args:
         func: takes tensors, or nested containers of them, of one sample; returns tensors or containers of them, also
-            NamedTuples, ``torch.return_types`` and dataclasses. None in an output passes through.
+            NamedTuples, ``torch.return_types``, dataclasses, and subclasses of list, tuple and dict. None in an output
+            passes through.
         in_dims: the dim to map over, for every input or, as a tuple nested like the inputs, for each; None for an
             input that all samples share. Keyword arguments are shared (see ``kw_in_dims``).
         out_dims: where the batch dim is to be in the outputs; None for an output that does not depend on the sample.
