@@ -79,6 +79,7 @@ def test_the_suite_for_gpus(capsys):
     assert "graph by hand" in capsys.readouterr().out
 
 
+@pytest.mark.development  # takes half an hour with PyTorch's builds for CUDA
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind, which counts, is not installed")
 def test_instructions_are_counted(capfd):
     """The switches of PyTorch and the parts that callgrind writes fit together: one way costs more than another."""

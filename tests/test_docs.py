@@ -109,11 +109,14 @@ def words(text):
     return re.sub("-{9,}", "---", TIMES.sub("#", text)).split()
 
 
+LIBRARIES = "triton|einops|torchdiffeq|linear_operator|tensordict|torch_geometric|torchmetrics|pyro|transformers"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages(page):
-    if "import triton\n" in page.read_text():
-        pytest.importorskip("triton", reason="Triton is not installed")
+    for library in re.findall(rf"^(?:import|from) ({LIBRARIES})\b", page.read_text(), re.M):
+        pytest.importorskip(library, reason=f"{library} is not installed")
     scope = {"__name__": "__main__"}
     for block, shown in blocks(page):
         printed, tree, values = run(block, f"{page.stem}.py", scope)

@@ -111,6 +111,7 @@ def device(request, monkeypatch):
     with monkeypatch.context() as patch:
         for name, value in state.items():
             patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)  # optimizers ask it
         patch.setattr(vmap_cuda._graphed, "DEVICE", "cpu")
         yield "cpu"
     assert current.debug == "default"

@@ -51,7 +51,11 @@ def spectral(dtype: torch.dtype) -> dict[str, Case]:
 
         return rebuilt
 
+    old = (
+        {"torch.qr": (lambda x: torch.matmul(*torch.qr(x)), (tall,))} if hasattr(torch.ops.aten, "qr") else {}
+    )  # until 2.13
     return {
+        **old,
         "svd": (svd, (tall,)),
         "svd, full": (lambda x: svd(x, full=True), (tall,)),
         "svdvals": (L.svdvals, (tall,)),
@@ -62,7 +66,6 @@ def spectral(dtype: torch.dtype) -> dict[str, Case]:
         "eigvals": (lambda x: L.eigvals(x).sum(-1), (a,)),
         "qr": (lambda x: torch.matmul(*L.qr(x)), (tall,)),
         "qr, complete": (lambda x: torch.matmul(*L.qr(x, mode="complete")), (tall,)),
-        "torch.qr": (lambda x: torch.matmul(*torch.qr(x)), (tall,)),
         "lu": (L.lu, (a,)),
         "torch.lu": (torch.lu, (a,)),
         "ldl": (ldl, (spd,)),
@@ -85,14 +88,17 @@ def unique(dtype: torch.dtype) -> dict[str, Case]:
     lu, pivots = L.lu_factor(a)
     chol, (packed, tau), (ld, ld_pivots) = L.cholesky(spd), torch.geqrf(tall), L.ldl_factor(spd)
     wide = torch.randn(2, 5, dtype=dtype)
+    old = {"torch.cholesky": (torch.cholesky, (spd,))} if hasattr(torch.ops.aten, "cholesky") else {}  # until 2.13
+    new = {"polar": (L.polar, (tall,)), "matrix_sqrth": (L.matrix_sqrth, (spd,))} if hasattr(L, "polar") else {}  # 2.14
     cases: dict[str, Case] = {
+        **old,
+        **new,
         "det": (L.det, (a,)),
         "slogdet": (L.slogdet, (a,)),
         "logdet": (torch.logdet, (spd,)),
         "cholesky": (L.cholesky, (spd,)),
         "cholesky, upper": (lambda x: L.cholesky(x, upper=True), (spd,)),
         "cholesky_ex": (L.cholesky_ex, (spd,)),
-        "torch.cholesky": (torch.cholesky, (spd,)),
         "cholesky_inverse": (torch.cholesky_inverse, (chol,)),
         "cholesky_solve": (torch.cholesky_solve, (b, chol)),
         "geqrf": (torch.geqrf, (tall,)),

@@ -1,7 +1,8 @@
 """Operators that take any number of leading batch dims, by the ranks of their tensors without those dims.
 
 ``"2 1 -> 2"``: a matrix and a vector in, a matrix out; a star marks a right-hand side and what is solved for it (see
-`ranks`). Operators that are not here are made of these.
+`ranks`). Operators that are not here are made of these. PyTorch 2.14 has no more ``cholesky`` and ``qr``, and has
+``linalg_polar`` and ``linalg_matrix_sqrth`` new.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TABLE = {
     aten.linalg_lu.default: "2 -> 2 2 2",
     aten.linalg_lu_factor.default: "2 -> 2 1",
     aten.linalg_lu_factor_ex.default: "2 -> 2 1 0",
+    aten.linalg_polar.default: "2 -> 2 2",
     aten.linalg_qr.default: "2 -> 2 2",
     aten.linalg_svd.default: "2 -> 2 1 2",
     aten.linalg_svdvals.default: "2 -> 1",
@@ -59,6 +61,7 @@ TABLE = {
     aten.linalg_inv.default: "2 -> 2",
     aten.linalg_inv_ex.default: "2 -> 2 0",
     aten.linalg_matrix_power.default: "2 -> 2",
+    aten.linalg_matrix_sqrth.default: "2 -> 2",
     aten.linalg_matrix_rank.atol_rtol_float: "2 -> 0",
     aten.linalg_matrix_rank.default: "2 -> 0",
     aten.linalg_pinv.atol_rtol_float: "2 -> 2",

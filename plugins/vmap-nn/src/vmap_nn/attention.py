@@ -42,6 +42,25 @@ def scaled_dot_product_attention(
     return out if rank == 3 else out.squeeze(1), 0
 
 
+@pack.rule(aten._scaled_dot_product_flash_attention_for_cpu.default)
+def flash_attention_for_cpu(
+    info: Level, in_dims: Any, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0,
+    is_causal: bool = False, *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """(N, H, L, E), (N, H, S, E), (N, H, S, F), (L, S) or (N, H, L, S) -> (N, H, L, F), logsumexp (N, H, L)."""
+    size, named = info.batch_size, in_dims[-1] if isinstance(in_dims[-1], dict) else {}
+    tensors = [ensure_bdim(t, d, size) for t, d in zip((query, key, value), in_dims, strict=False)]
+    n = tensors[0].shape[1]
+    images = [t.flatten(0, 1) for t in tensors]
+    images = [t if t.stride(-1) == 1 else t.contiguous() for t in images]  # the kernel takes whole rows for granted
+    if attn_mask is not None and (named.get("attn_mask") is not None or attn_mask.ndim == 4):
+        mask = pad_rank(ensure_bdim(attn_mask, named.get("attn_mask"), size), 0, 4)
+        attn_mask = mask.expand(size, n, *mask.shape[2:]).flatten(0, 1)
+    op = aten._scaled_dot_product_flash_attention_for_cpu.default
+    out, logsumexp = op(*images, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return (out.unflatten(0, (size, n)), logsumexp.unflatten(0, (size, n))), (0, 0)
+
+
 def _four_dims(x: Tensor, rank: int, lead: tuple[int, ...]) -> Tensor:
     """(B, *lead, H, L, E) -> (B * lead, H, L, E), as the fused kernels want it; a missing H is one."""
     if rank < 4:

@@ -53,6 +53,19 @@ def test_the_fused_kernel_is_kept():
     assert seen.count(flash.default) == 1 and torch.ops.aten.bmm.default not in seen
 
 
+@pytest.mark.parametrize("mask", [None, (4, 5), (2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5)], ids=str)
+def test_the_cpus_own_operator(mask):
+    """Its second result is the logsumexp; PyTorch's decomposition returns the weights in its place."""
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    bias = () if mask is None else (torch.randn(mask, dtype=D),)
+    check_rule(lambda q, k, v, *bias: op(*(t.contiguous() for t in (q, k, v)), attn_mask=bias[0] if bias else None, scale=0.3),
+               *qkv(2, 3), *bias)  # fmt: skip
+    with torch.no_grad():
+        q, k, v = qkv(2, 2, 3)
+        scores = q @ k.mT * 3**-0.5
+        torch.testing.assert_close(vmap(op)(q, k, v)[1], scores.logsumexp(-1))
+
+
 def test_dropout_and_randomness():
     q, k, v = (torch.ones(3, 2, 4, 4) for _ in range(3))
     with pytest.raises(RuntimeError, match="randomness"):
