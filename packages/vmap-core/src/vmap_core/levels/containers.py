@@ -112,12 +112,12 @@ def _another(context: Like, children: list[Any]) -> Any:
         if context.told_apart is not None:
             new.__dict__.update(old.__dict__)
         return new
-    new = copy.copy(old)
+    changed: Any = copy.copy(old)
     if context.keys is None:
-        list.__setitem__(new, slice(None), children)
+        list.__setitem__(changed, slice(None), children)
     else:
-        dict.update(new, zip(context.keys, children, strict=True))
-    return new
+        dict.update(changed, zip(context.keys, children, strict=True))
+    return changed
 
 
 class _Fields(list[str]):
