@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("private_names.toml")
 SOURCES = ("packages/*/src", "plugins/*/src")
 
-PLACES = ("packages/vmap-core/src/vmap_core/torch_compat/", *(f"plugins/{p.name}/src/{p.name.replace('-', '_')}/_torch.py"
+PLACES = ("packages/vmap-core/src/vmap_core/torch_compat/", "packages/vmap-core/src/vmap_core/patching/", *(f"plugins/{p.name}/src/{p.name.replace('-', '_')}/_torch.py"
           for p in sorted(ROOT.glob("plugins/*"))))  # fmt: skip
 """Where private names may be, as the paths of those places begin."""
 OPINFO_PLACES = (*PLACES, "packages/vmap-core/src/vmap_core/testing/", "packages/vmap-core/src/vmap_core/cli/opinfo.py")

@@ -23,6 +23,7 @@ from vmap_core.extend import (
     wrap,
 )
 
+from ._torch import transforms_active
 from .grad import aligned
 
 
@@ -108,7 +109,7 @@ class FunctionCall:
 
     def _intermediates(self) -> list[Any]:
         """Return tensors to save that are neither inputs nor outputs: torch.func's transforms must see those too."""
-        if not torch._C._are_functorch_transforms_active():
+        if not transforms_active():
             return []
         known = {id(t) for t in (*self.inputs, *self.outputs)}
         saved = (*self.ctx.to_save, *self.ctx.saved_for_forward)

@@ -10,10 +10,10 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from vmap_core.extend import BatchedTensor, leaves, make_leaf, map_leaves, own_samples
 
+from ._torch import TreeSpec, dual_level, tree_flatten, tree_unflatten
 from .accumulate import leaves_of
 
 Argnums = int | tuple[int, ...]
@@ -40,7 +40,7 @@ class Trace:
     @property
     def recorded(self) -> bool:
         """Whether the backward pass must be differentiable: also for tangents, which some formulas else lose."""
-        return self.connected or forward_ad._current_level >= 0
+        return self.connected or dual_level() >= 0
 
     def result(self, tree: Any) -> Any:
         """Return tensors of the graph as the caller may have them: without it, if only the inputs require grad."""
@@ -123,7 +123,7 @@ def forward_mode_serves(primals: list[Any]) -> bool:
     Its formulas for layer_norm and the linear algebra take saved intermediates for constants, that of softmax writes in
     place: differentiated again they are wrong, or an error.
     """
-    return forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any(p.requires_grad for p in primals))
+    return dual_level() < 0 and not (torch.is_grad_enabled() and any(p.requires_grad for p in primals))
 
 
 def trace_for_tangents(
@@ -167,7 +167,7 @@ def detached(tree: Any) -> Any:
 
 
 def _detached(x: Any) -> Any:
-    if forward_ad._current_level < 0:
+    if dual_level() < 0:
         return x.detach()
     primal, tangent = forward_ad.unpack_dual(x)
     return x.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())

@@ -6,18 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch.utils.checkpoint
-
 from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed
 
-_checkpoint: Any = torch.utils.checkpoint
-_TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_impl")  # since 2.14
-_NAME = "_checkpoint_without_reentrant_generator" + "_impl" * _TAKES_TUPLES  # what checkpoint() looks up on every call
-_SAVES_BY_A_FUNCTION = hasattr(_checkpoint, "_NoopSaveInputs")  # until 2.12
+from ._torch import CHECKPOINT_GENERATOR, SAVES_BY_A_FUNCTION, TAKES_TUPLES, pop_mode, push_mode, stack_size
 
 
 @patch(
-    f"torch.utils.checkpoint.{_NAME}",
+    CHECKPOINT_GENERATOR,
     "What checkpoint() computes again in the backward pass, after vmap has returned, needs the levels of its first run.",
 )
 def recompute_at_levels(native: Any) -> Any:
@@ -27,7 +22,7 @@ def recompute_at_levels(native: Any) -> Any:
         levels = current_levels()
         if not levels:
             return native(function, *given, **named)
-        if _TAKES_TUPLES:
+        if TAKES_TUPLES:
             args, kwargs = given
         else:  # five settings come first
             args, kwargs = given[5:], named
@@ -38,10 +33,10 @@ def recompute_at_levels(native: Any) -> Any:
 
         # C++ keeps the arguments it is given, and reads their device: those are the physical ones.
         physical = map_leaves(_physical, args)
-        if _TAKES_TUPLES:
+        if TAKES_TUPLES:
             return native(recompute, physical, {}, **named)
         steps = native(recompute, *given[:5], *physical)
-        return _steps(steps) if _SAVES_BY_A_FUNCTION else steps
+        return _steps(steps) if SAVES_BY_A_FUNCTION else steps
 
     return generator
 
@@ -57,12 +52,12 @@ def _steps(steps: Any) -> Any:
 
 @contextlib.contextmanager
 def _outside() -> Iterator[None]:
-    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    modes = [pop_mode() for _ in range(stack_size())]
     try:
         yield
     finally:
         for mode in reversed(modes):
-            torch._C._push_on_torch_function_stack(mode)
+            push_mode(mode)
 
 
 def _physical(x: Any) -> Any:

@@ -11,6 +11,8 @@ import torch
 
 from vmap_core.extend import Level, RulePack, aten, ensure_bdim, pointwise
 
+from . import _torch
+
 pack = RulePack("autograd.forward_mode")
 
 
@@ -24,13 +26,13 @@ def make_dual(info: Level, in_dims: Any, primal: Any, tangent: Any, level: int) 
         tangent = ensure_bdim(tangent, in_dims[1], info.batch_size).movedim(0, bdim)
     if info.batch_size > 1 and primal.stride(bdim) == 0:
         primal = primal.clone(memory_format=torch.contiguous_format)  # PyTorch gives a tangent its primal's strides
-    return torch._VF._make_dual(primal, tangent, level=level), bdim
+    return _torch.make_dual(primal, tangent, level=level), bdim
 
 
 @pack.rule(aten._unpack_dual.default)
 def unpack_dual(info: Level, in_dims: Any, dual: Any, level: int) -> tuple[Any, Any]:
     """(*) -> primal (*), tangent (*) or None."""
-    primal, tangent = torch._VF._unpack_dual(dual, level=level)
+    primal, tangent = _torch.unpack_dual(dual, level=level)
     return (primal, tangent), (in_dims[0], None if tangent is None else in_dims[0])
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from vmap_core import vmap
 from vmap_core.extend import current_levels, patch
 
+from ._torch import VMAP_OF_FUNCTIONAL
+
 
 @patch(
-    "torch.autograd.functional._vmap",
+    VMAP_OF_FUNCTIONAL,
     "jacobian and hessian map tangents with it (forward-mode): by our vmap inside mapped functions.",
 )
 def choose_vmap(native: Any) -> Any:

@@ -38,6 +38,8 @@ from vmap_core.extend import (
     wrap,
 )
 
+from ._torch import transforms_active
+
 pack = RulePack("autograd.grad")
 
 
@@ -200,7 +202,7 @@ def _through_shared_graph(
         grads = torch.autograd.grad(outputs, inputs, values, retain_graph=keep, **options)
         return tuple(wrap(info, g, None) for g in grads)
 
-    if torch._C._are_functorch_transforms_active():  # of torch.func, which would record the lowered operations
+    if transforms_active():  # of torch.func, which would record the lowered operations
         return _in_a_loop(info, outputs, inputs, vectors, keep, options)
 
     def engine(*lowered: Any) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 
+from ._torch import transforms_active, tree_flatten, tree_unflatten
 from ._trace import (
     Argnums,
     forward_mode_serves,
@@ -193,7 +193,7 @@ def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_
     """
     count = sum(x.numel() for x in like)
     step = count if chunk_size is None else chunk_size
-    if torch._C._are_functorch_transforms_active():  # of torch.func, which would record the lowered operations
+    if transforms_active():  # of torch.func, which would record the lowered operations
         step = 1
     chunks = []
     for start in range(0, max(count, 1), max(step, 1)):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core import vmap
 from vmap_core.extend import leaves, map_leaves
+
+from ._torch import tree_flatten, tree_unflatten
 
 
 def per_sample_grads(

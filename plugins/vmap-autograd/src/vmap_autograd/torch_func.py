@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils._pytree import tree_unflatten
-
 from vmap_core.extend import Patch, current_levels
 
 from . import transforms
+from ._torch import tree_unflatten
 from ._trace import replaced, requires_grad, select, trace
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core.extend import make_leaf, own_samples
 
+from ._torch import tree_flatten, tree_unflatten
 from ._trace import (
     Argnums,
     Trace,

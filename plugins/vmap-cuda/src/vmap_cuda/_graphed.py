@@ -17,6 +17,7 @@ from vmap_core import CaptureError
 from vmap_core.extend import without_autocast_cache
 
 from ._on_device import OnDevice, refusal
+from ._torch import dual_level, end_allocation, foreach_copy, transforms_active
 
 DEVICE = "cuda"
 
@@ -140,7 +141,7 @@ class Graphed:
         told; generators are by another capture, of nothing.
         """
         with contextlib.suppress(RuntimeError):  # it knows, where only the function has failed
-            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+            end_allocation(self.device.index, pool)
         with contextlib.suppress(RuntimeError), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*CUDA Graph is empty.*")
             nothing, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
@@ -152,7 +153,7 @@ class Graphed:
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Replay on other inputs."""
-        if torch._C._are_functorch_transforms_active() or _has_tangent(inputs):
+        if transforms_active() or _has_tangent(inputs):
             raise CaptureError(
                 "vmap: a CUDA graph runs inside a transform of torch.func, or on dual tensors. Instead: call the function "
                 "itself there, or make a graph of the transformed one."
@@ -180,7 +181,7 @@ class Graphed:
         with self._in_turn():
             if self.fills:
                 sources = [_distinct(inputs[self.arguments[k]]) for k in self.fills]
-                torch._foreach_copy_([self.targets[k] for k in self.fills], sources)
+                foreach_copy([self.targets[k] for k in self.fills], sources)
             self.forward.replay()
             self.runs += 1
             outputs = [o.clone() if self.copy_outputs else o.detach() for o in self.outputs]
@@ -305,4 +306,4 @@ def _memory(x: Tensor) -> int:
 
 def _has_tangent(inputs: Sequence[Tensor]) -> bool:
     forward_ad = torch.autograd.forward_ad
-    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+    return dual_level() >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from vmap_core.extend import BatchedTensor, Level, Rule, ensure_bdim, leaves, loop, to_front, unwrap, wrap
+
+from ._torch import OpOverload
 
 
 class _Instead:

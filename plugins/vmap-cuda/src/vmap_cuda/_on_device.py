@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vmap_core import CaptureError
 from vmap_core.extend import user_location
+
+from ._torch import TorchDispatchMode, tree_leaves
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch._ops import OpOverload
-
 from vmap_core.extend import Level, RulePack, aten
 
 from ._merge import Call, merge_dims, split_dims
+from ._torch import OpOverload
 
 pack = RulePack("cuda.convolution")
 

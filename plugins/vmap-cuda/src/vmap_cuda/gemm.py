@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank, to_front
 
 from ._merge import Call, contiguous
+from ._torch import OpOverload
 
 pack = RulePack("cuda.gemm")
 TENSORWISE, ROWWISE = 0, 1  # torch.nn.functional.ScalingType

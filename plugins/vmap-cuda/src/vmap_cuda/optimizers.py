@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch._ops import OpOverload
 
 from vmap_core.extend import Level, RulePack, aten, loop, to_front
 
 from ._merge import contiguous
+from ._torch import OpOverload
 
 pack = RulePack("cuda.optimizers")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._lobpcg import LOBPCGAutogradFunction
 
 from vmap_core.extend import BatchedTensor, RulePack, UnsupportedError, ensure_bdim, user_location
 
+from ._torch import LOBPCGAutogradFunction
 from .ranks import logical_shape
 
 pack = RulePack("linalg.lobpcg")

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from vmap_core.extend import RulePack, aten, call_inherent, ensure_bdim, find
 
+from ._torch import dual_level
+
 pack = RulePack("nn.classification")
 
 
@@ -100,7 +102,7 @@ def _differentiable(weight: Tensor | None) -> bool:
 
 def _constant(weight: Tensor) -> Tensor:
     """Return a tensor without graph and tangent."""
-    if forward_ad._current_level >= 0:
+    if dual_level() >= 0:
         weight = forward_ad.unpack_dual(weight).primal
     return weight.detach() if weight.requires_grad else weight
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.nn import functional as F
 
 from vmap_core.extend import RulePack, call, call_inherent
 
+from ._torch import bindings, reduction_code
+
 pack = RulePack("nn.functional")
 
 Meant = tuple[Any, tuple[Any, ...]] | None  # an operator and its arguments
-nn_ = torch._C._nn
 
 
 def _activation(op: Any, op_: Any) -> Callable[..., Meant]:
@@ -33,17 +33,17 @@ def _reduced(op: Any) -> Callable[..., Meant]:
     def loss(input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
              weight: Any = None) -> Meant:  # fmt: skip
         plain = size_average is None and reduce is None and weight is None and input.shape == target.shape
-        return (op, (input, target, _reduction.get_enum(reduction))) if plain else None
+        return (op, (input, target, reduction_code(reduction))) if plain else None
 
     return loss
 
 
 def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Meant:
-    return nn_.leaky_relu_ if inplace else nn_.leaky_relu, (input, negative_slope)
+    return bindings.leaky_relu_ if inplace else bindings.leaky_relu, (input, negative_slope)
 
 
 def _elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Meant:
-    return nn_.elu_ if inplace else nn_.elu, (input, alpha)
+    return bindings.elu_ if inplace else bindings.elu, (input, alpha)
 
 
 def _softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Meant:
@@ -77,8 +77,8 @@ def _cross_entropy(
 ) -> Meant:  # fmt: skip
     if size_average is not None or reduce is not None:
         return None
-    code = _reduction.get_enum(reduction)
-    return nn_.cross_entropy_loss, (input, target, weight, code, ignore_index, label_smoothing)
+    code = reduction_code(reduction)
+    return bindings.cross_entropy_loss, (input, target, weight, code, ignore_index, label_smoothing)
 
 
 def _embedding(
@@ -96,11 +96,11 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = Non
 
 MEANT: dict[Any, Callable[..., Meant]] = {
     F.relu: _activation(torch.relu, torch.relu_),
-    F.silu: _activation(nn_.silu, nn_.silu_),
-    F.mish: _activation(nn_.mish, nn_.mish_),
+    F.silu: _activation(bindings.silu, bindings.silu_),
+    F.mish: _activation(bindings.mish, bindings.mish_),
     F.selu: _activation(torch.selu, torch.selu_),
-    F.hardswish: _activation(nn_.hardswish, nn_.hardswish_),
-    F.hardsigmoid: _activation(nn_.hardsigmoid, nn_.hardsigmoid_),
+    F.hardswish: _activation(bindings.hardswish, bindings.hardswish_),
+    F.hardsigmoid: _activation(bindings.hardsigmoid, bindings.hardsigmoid_),
     F.leaky_relu: _leaky_relu,
     F.elu: _elu,
     F.softmax: _softmax,
@@ -111,8 +111,8 @@ MEANT: dict[Any, Callable[..., Meant]] = {
     F.cross_entropy: _cross_entropy,
     F.embedding: _embedding,
     F.pad: _pad,
-    F.mse_loss: _reduced(nn_.mse_loss),
-    F.l1_loss: _reduced(nn_.l1_loss),
+    F.mse_loss: _reduced(bindings.mse_loss),
+    F.l1_loss: _reduced(bindings.l1_loss),
 }
 
 

@@ -22,6 +22,8 @@ from vmap_core.extend import (
     wrap,
 )
 
+from ._torch import IS_CAUSAL_MASK
+
 pack = RulePack("nn.multihead")
 
 _DEFAULTS = {n: p.default for n, p in inspect.signature(multi_head_attention_forward).parameters.items()}
@@ -90,7 +92,7 @@ def is_left_aligned(info: Level, t: Any, mask: Any) -> bool:
 
 
 @patch(
-    "torch.nn.modules.transformer._detect_is_causal_mask",
+    IS_CAUSAL_MASK,
     "The encoders ask whether a mask is causal, a hint for speed: of a mapped mask it would read values that differ.",
 )
 def no_hint_for_mapped_masks(native: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vmap_core.extend import RulePack, aten, ensure_bdim, logical_rank, to_front
+
+from ._torch import bindings
 
 pack = RulePack("nn.spatial")
 
@@ -22,7 +23,7 @@ def fold(op: Any, *, spatial: int) -> Any:
     """
 
     # Python's binding takes one number for all spatial dims, the overload does not.
-    emit = getattr(torch._C._nn, op._schema.name[6:], op)
+    emit = getattr(bindings, op._schema.name[6:], op)
 
     def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         rank = logical_rank(args[0], in_dims[0])

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import FallbackWarning, RandomnessError
 from ..observe.difference import difference
 from ..observe.trace import Trace, recording
 from ..testing import batched, loop, mapped, strongest
 from ..torch_compat.bindings import emitter
+from ..torch_compat.trees import tree_flatten, tree_unflatten
 from ..transform.vmap import vmap
 from .render import Table
 

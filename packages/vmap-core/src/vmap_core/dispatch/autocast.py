@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..levels.args import any_batched
 from ..levels.containers import leaves, map_leaves
@@ -26,7 +25,7 @@ from ..levels.level import Level
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit import shared_weight
 from ..torch_compat.autocast import KEYS, is_autocast_enabled, state, without_autocast_cache
-from ..torch_compat.dispatcher import WithoutDispatchKeys
+from ..torch_compat.dispatcher import TorchDispatchMode, WithoutDispatchKeys
 from ..torch_compat.mode_stack import DisableTorchFunction, disabled_torch_function_impl
 from ..torch_compat.operators import OpOverload, has_kernel
 from ..torch_compat.tensors import make_wrapper

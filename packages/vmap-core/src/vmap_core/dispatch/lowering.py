@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ComplexGraphError, UnsupportedError, user_location
 from ..levels.containers import leaves, map_leaves
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
-from ..torch_compat.dispatcher import WithDispatchKeys, excluded_keys, included_keys
+from ..torch_compat.dispatcher import TorchDispatchMode, WithDispatchKeys, excluded_keys, included_keys
 from ..torch_compat.functorch import transforms_active, with_transforms, without_transforms
 from ..torch_compat.mode_stack import DisableTorchFunction, EnableTorchFunction, disabled_torch_function_impl
 from ..torch_compat.operators import RANDOM

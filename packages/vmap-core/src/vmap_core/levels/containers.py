@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._pytree import SUPPORTED_NODES
 
+from ..torch_compat.trees import SUPPORTED_NODES
 from .tensor import BatchedTensor
 
 # Types that are no containers; not all of them: a short way.

@@ -14,6 +14,7 @@ from ..levels import tree
 from ..levels.tensor import BatchedTensor
 from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.tensors import tensor_check
+from ..torch_compat.versions import FX_WRAPPING
 from .backends import hand_over
 from .recorder import Recorder
 from .source import _Source
@@ -157,4 +158,4 @@ class Program:
                 lines.append(f"# {node.name}: {node.meta['kind']}")
         body = [line.partition("  #")[0].rstrip() for line in self.graph_module.code.strip().splitlines()]
         body = [line.partition(";  ")[0] for line in body if line.strip()]
-        return "\n".join(lines + [line for line in body if not line.startswith("torch.fx._symbolic_trace")])
+        return "\n".join(lines + [line for line in body if not line.startswith(FX_WRAPPING)])

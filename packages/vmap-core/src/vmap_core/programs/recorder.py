@@ -23,6 +23,7 @@ from ..levels.randomness import generators
 from ..torch_compat import autocast
 from ..torch_compat.dispatcher import WithoutDispatchKeys
 from ..torch_compat.operators import RANDOM, OpOverload
+from ..torch_compat.versions import TENSOR_PRINTING
 from . import spelling
 from .values import Values, layout_of, state_of_grad, storage_of, tensors_of
 
@@ -292,7 +293,7 @@ def _is_shown() -> bool:
     """Tell whether values are read only to be printed."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch._tensor_str":
+        if frame.f_globals.get("__name__") == TENSOR_PRINTING:
             return True
         frame = frame.f_back
     return False

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..torch_compat.bindings import MODULES, emitter
-from ..torch_compat.dispatcher import BelowAutograd
+from ..torch_compat.dispatcher import BelowAutograd, TorchDispatchMode
 from ..torch_compat.mode_stack import DisableTorchFunction
 from ..torch_compat.operators import OpOverload
 

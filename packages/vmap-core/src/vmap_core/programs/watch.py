@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..dispatch.lowering import LoweredTensor
 from ..errors import CaptureError
 from ..levels.ownership import own_samples
 from ..levels.recording import RecordingMode
+from ..torch_compat.dispatcher import TorchDispatchMode
 from ..torch_compat.mode_stack import DisableTorchFunction, pop_mode, push_mode, skip_one_hop
-from ..torch_compat.tensors import TensorBase, make_dual, unpack_dual
+from ..torch_compat.tensors import TensorBase, make_dual, typed_storage, unpack_dual
 from .recorder import Recorder
 from .spelling import name_of
 from .values import tensors_of
@@ -193,7 +193,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
         (
             _any.numpy, _any.tolist, _any.__array__, _any.data_ptr, _any.storage, _any.untyped_storage,
-            _any._typed_storage, _any.__dlpack__, _any.__deepcopy__, _any.__reduce_ex__,
+            typed_storage, _any.__dlpack__, _any.__deepcopy__, _any.__reduce_ex__,
         ),
         _refuse,
     ),

@@ -14,6 +14,7 @@ from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wr
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import aten
+from ..torch_compat.tensors import dual_level
 from .dynamic import places_of
 from .view import logical_shape
 
@@ -305,7 +306,7 @@ def _expanded_embedding(indices: Any, weight: Any, _: None, padding_idx: int) ->
 
 def _without_graph(x: Any) -> Any:
     """Return a tensor without its graph; a tangent of forward mode stays, as PyTorch's embedding has it."""
-    tangent = forward_ad.unpack_dual(x).tangent if forward_ad._current_level >= 0 else None
+    tangent = forward_ad.unpack_dual(x).tangent if dual_level() >= 0 else None
     return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from ..dispatch.planner import call_inherent
 from ..levels.level import call
@@ -15,6 +14,7 @@ from ..rulekit.families import along_dim, reduction
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import aten
+from ..torch_compat.tensors import dual_level
 
 pack = RulePack("core.reduction")
 
@@ -124,7 +124,7 @@ def _differentiated(x: Any) -> bool:
     """Tell whether a derivative, backward or forward, may be taken through ``x``."""
     if not x.is_floating_point():
         return False
-    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+    return (x.requires_grad and torch.is_grad_enabled()) or dual_level() >= 0
 
 
 def _shared_by_ties(x: Any, dims: list[int], value: Any, *, skips_nan: bool = False) -> Any:

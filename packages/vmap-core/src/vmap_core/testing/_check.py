@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import FallbackWarning
 from ..levels.tree import broadcast, flatten
 from ..observe.difference import difference, empty_difference
+from ..torch_compat.trees import tree_flatten, tree_unflatten
 from ..transform.vmap import vmap
 from ._loop import loop, mapped, with_gradients
 from ._samples import Levels, batched, choices, nested_choices, strongest

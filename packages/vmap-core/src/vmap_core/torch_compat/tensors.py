@@ -11,6 +11,7 @@ from torch._C import TensorBase as TensorBase
 from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._C import _storage_Use_Count as storage_use_count
 
+typed_storage: Any = Tensor._typed_storage
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
 make_wrapper: Any = Tensor._make_wrapper_subclass
@@ -18,6 +19,7 @@ is_alias_of: Any = torch._C.__dict__["_is_alias_of"]
 
 __all__ = [
     "TensorBase",
+    "dual_level",
     "fake_tensors",
     "is_alias_of",
     "make_dual",
@@ -25,6 +27,7 @@ __all__ = [
     "set_grad_enabled",
     "storage_use_count",
     "tensor_check",
+    "typed_storage",
     "unpack_dual",
 ]
 
@@ -51,3 +54,9 @@ def fake_tensors() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode  # part of the compiler: nobody else needs it
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def dual_level() -> int:
+    """Return the innermost level of forward mode in this process; -1 where there is none."""
+    level: int = torch.autograd.forward_ad._current_level
+    return level

@@ -83,3 +83,6 @@ except ImportError:
 
 APPLY_IS_PYTHON = isinstance(torch.autograd.Function.__dict__["apply"], classmethod)  # until 2.13; then C++'s
 ADD_BATCH_DIM = "torch._functorch.predispatch._add_batch_dim_impl"
+
+TENSOR_PRINTING = "torch._tensor_str"  # the module that shows tensors, and reads their values for it
+FX_WRAPPING = "torch.fx._symbolic_trace"  # how lines begin in fx's code that are no operations

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..dispatch.lowering import LoweredTensor
+from ..torch_compat.dispatcher import TorchDispatchMode
+from ..torch_compat.trees import tree_leaves
 
 SHARE = 0.5  # of the free memory, for one chunk: outputs and graphs of other chunks want some as well
 

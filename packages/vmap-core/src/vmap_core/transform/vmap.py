@@ -13,7 +13,6 @@ from types import NoneType
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..errors import function_name
 from ..levels import tree as _tree
@@ -24,6 +23,7 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from ..torch_compat.trees import tree_flatten
 from .chunking import run_in_chunks
 
 __all__ = ["vmap"]

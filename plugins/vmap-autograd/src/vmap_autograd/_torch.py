@@ -1,0 +1,48 @@
+"""The private PyTorch API that this pack uses, and what PyTorch's versions do not have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _len_torch_function_stack as stack_size
+from torch._C import _pop_torch_function_stack as pop_mode
+from torch._C import _push_on_torch_function_stack as push_mode
+from torch.autograd import forward_ad
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+make_dual: Any = torch._VF._make_dual
+unpack_dual: Any = torch._VF._unpack_dual
+
+_checkpoint: Any = torch.utils.checkpoint
+TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_impl")  # since 2.14
+# What checkpoint() looks up on every call.
+CHECKPOINT_GENERATOR = "torch.utils.checkpoint._checkpoint_without_reentrant_generator" + "_impl" * TAKES_TUPLES
+SAVES_BY_A_FUNCTION = hasattr(_checkpoint, "_NoopSaveInputs")  # until 2.12
+
+VMAP_OF_FUNCTIONAL = "torch.autograd.functional._vmap"
+
+__all__ = [
+    "CHECKPOINT_GENERATOR",
+    "SAVES_BY_A_FUNCTION",
+    "TAKES_TUPLES",
+    "VMAP_OF_FUNCTIONAL",
+    "TreeSpec",
+    "dual_level",
+    "make_dual",
+    "pop_mode",
+    "push_mode",
+    "stack_size",
+    "transforms_active",
+    "tree_flatten",
+    "tree_unflatten",
+    "unpack_dual",
+]
+
+
+def dual_level() -> int:
+    """Return the innermost level of forward mode in this process; -1 where there is none."""
+    level: int = forward_ad._current_level
+    return level
