@@ -80,7 +80,7 @@ class Level(_Blank, TorchFunctionMode):
         depth: number of modes outside this one.
         active: False once the vmap has returned.
         dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
-            from the engine are recorded; set while tensors are lowered without a mode (see `_lower`).
+            from the engine are recorded; set while tensors are lowered without a mode (see `dispatch.lowering`).
     """
 
     dispatch_keys: Any = None

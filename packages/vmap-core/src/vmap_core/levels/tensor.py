@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class _Head:
     """Puts ``_level`` first in a BatchedTensor's memory, where C++ looks for a tensor's implementation.
 
-    See Note [What C++ reads in a BatchedTensor] in `_level`.
+    See Note [What C++ reads in a BatchedTensor] in `levels.level`.
     """
 
     __slots__ = ("_level",)
@@ -32,7 +32,7 @@ class BatchedTensor(_Head):
         _bdim: index of the batch dim in ``_value``; None where all samples share one value.
         _level: the `Level` it belongs to.
         _origin: set on an unbatched tensor made inside the mapped function, which may be promoted to a batched
-            one by a write (see `_ownership`).
+            one by a write (see `levels.ownership`).
     """
 
     __slots__ = ("__dict__", "__weakref__", "_bdim", "_origin", "_value")
@@ -45,7 +45,7 @@ class BatchedTensor(_Head):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """The names of torch.Tensor, which `_methods` adds."""
+            """The names of torch.Tensor, which `levels.methods` adds."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]

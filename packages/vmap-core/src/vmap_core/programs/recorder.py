@@ -1,6 +1,6 @@
 """Recording the physical operations of one run as a straight-line fx graph.
 
-Two modes watch a run, outside all levels (see `_watch`). One sees the calls that rules make, as Python makes them, and
+Two modes watch a run, outside all levels (see `watch`). One sees the calls that rules make, as Python makes them, and
 each is recorded as one node. The other sees ATen's operations below; what does not come from a recorded call (the
 formulas of a backward pass, views inside a composite operator) is recorded there. So nothing escapes, and each thing
 is recorded at the highest level at which it can be seen.

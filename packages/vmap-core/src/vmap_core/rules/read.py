@@ -1,4 +1,4 @@
-"""Operators that look at values: they answer where all samples agree, and refuse where they do not (see `_read`)."""
+"""Operators that look at values: they answer where all samples agree, and refuse where they do not (see `levels.read`)."""
 
 from __future__ import annotations
 
