@@ -37,3 +37,27 @@ def test_reached(patch, counted):
     with counted(patch) as calls:
         vmap(CALLS[patch.target])(X)
     assert calls
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 7 * ctx.saved_tensors[0] * grad  # to be told from what autograd would find itself
+
+
+APPLY = Cube.apply
+"""Kept outside, as PyTorch's documentation does it."""
+
+
+def test_a_bound_apply_that_was_kept_outside_is_served_inside():
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(APPLY(x).sum(), x)[0]
+
+    assert torch.equal(vmap(gradient)(X), 7 * X)
+    assert torch.equal(vmap(APPLY)(X), X**3)

@@ -25,7 +25,7 @@ from ..levels.presence import presence
 from ..rulekit.packs import packs
 from ..torch_compat.imports import when_imported
 
-TRIED = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")
+TRIED = ("2.11", "2.13", "2.14")
 
 _ABSENT: Any = object()
 _patches: list[Patch] = []
