@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,12 +95,16 @@ def per_sample_grads(
         chunks = []
         for start in range(0, max(size, 1), chunk_size or max(size, 1)):
             part = slice(start, start + (chunk_size or size))
-            own = map_leaves(lambda t, part=part: t[part] if isinstance(t, Tensor) else t, (x, y))
+            own = map_leaves(functools.partial(_part, part), (x, y))
             chunks.append(_of_chunk(losses, flat, spec, names, own, each))
         joined = chunks[0] if len(chunks) == 1 else [_join(parts) for parts in zip(*chunks, strict=True)]
         return tree_unflatten(joined, spec)
 
     return from_module if isinstance(model, nn.Module) else from_function
+
+
+def _part(part: slice, t: Any) -> Any:
+    return t[part] if isinstance(t, Tensor) else t
 
 
 def _of_chunk(losses: Any, params: list[Any], spec: Any, names: list[str], xy: Any, each: Any) -> list[Any]:
