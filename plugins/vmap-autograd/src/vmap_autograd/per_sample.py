@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def per_sample_grads(
         chunks = []
         for start in range(0, max(size, 1), chunk_size or max(size, 1)):
             part = slice(start, start + (chunk_size or size))
-            own = map_leaves(_rows(part), (x, y))
+            own = map_leaves(functools.partial(_part, part), (x, y))
             chunks.append(_of_chunk(losses, flat, spec, names, own, each))
         joined = chunks[0] if len(chunks) == 1 else [_join(parts) for parts in zip(*chunks, strict=True)]
         return tree_unflatten(joined, spec)
@@ -103,9 +104,8 @@ def per_sample_grads(
     return from_module if isinstance(model, nn.Module) else from_function
 
 
-def _rows(part: slice) -> Callable[[Any], Any]:
-    """Return what takes some samples of a tensor, and leaves alone what is none."""
-    return lambda t: t[part] if isinstance(t, Tensor) else t
+def _part(part: slice, t: Any) -> Any:
+    return t[part] if isinstance(t, Tensor) else t
 
 
 def _of_chunk(losses: Any, params: list[Any], spec: Any, names: list[str], xy: Any, each: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ComplexGraphError, UnsupportedError, user_location
-from ..levels.containers import leaves, map_leaves
+from ..levels.containers import LEAVES, leaves, map_leaves
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
@@ -49,6 +49,8 @@ class LoweredTensor(Tensor):
         with WithDispatchKeys(*level.dispatch_keys), EnableTorchFunction():
             return answer(level, func, args, kwargs or {})
 
+
+LEAVES.add(LoweredTensor)
 
 # What forward mode asks about the tangent of every result; a sample has no storage of its own that could be larger.
 _ABOUT_SHAPES: dict[Any, Callable[..., bool]] = {
@@ -162,9 +164,10 @@ def answer(level: Level, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return known[id(a)] if id(a) in known else lower(_at(level, a))
         return a
 
-    args = tuple([map_leaves(raise_, a) for a in args])
+    args = tuple([raise_(a) if type(a) is LoweredTensor else map_leaves(raise_, a) for a in args])
     kwargs = {k: map_leaves(raise_, v) for k, v in kwargs.items()}
-    return map_leaves(lower_, call(level, func, args, kwargs))
+    out = call(level, func, args, kwargs)
+    return lower_(out) if type(out) is BatchedTensor else map_leaves(lower_, out)
 
 
 def run_lowered(
@@ -204,7 +207,8 @@ def run_lowered(
     def run() -> Any:
         return map_leaves(raise_, function(*lowered, **lowered_kwargs))
 
-    lowered, lowered_kwargs = map_leaves(lower_, (list(args), kwargs))
+    lowered = [lower_(a) if type(a) is BatchedTensor else map_leaves(lower_, a) for a in args]
+    lowered_kwargs = {k: map_leaves(lower_, v) for k, v in kwargs.items()}
     # Levels further out must not see the wrappers: they come back on for every physical operation.
     with DisableTorchFunction():
         if not mode:

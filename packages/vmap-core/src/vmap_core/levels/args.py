@@ -15,14 +15,14 @@ from .tensor import BatchedTensor, make_batched
 
 __all__ = ["any_batched", "has_tensor", "holds_batched", "rebuild", "unwrap", "unwrap_kwargs", "wrap"]
 
-# Types of leaves that are no tensors: a list of these needs no further look.
-_PLAIN = frozenset(LEAVES) - {Tensor, BatchedTensor, torch.nn.Parameter}
+_TENSORS = frozenset((Tensor, BatchedTensor, torch.nn.Parameter))
+_PLAIN = frozenset(LEAVES) - _TENSORS  # a list of these needs no further look
 
 
 def has_tensor(args: Iterable[Any]) -> bool:
     """Tell whether a tensor is among arguments, also in containers."""
     for a in args:
-        if isinstance(a, Tensor):
+        if type(a) in _TENSORS or isinstance(a, Tensor):
             return True
         held = children(a)
         if held is not None and has_tensor(held):
@@ -78,7 +78,7 @@ def unwrap(level: Level, args: Sequence[Any]) -> tuple[list[Any], list[Any], boo
             dims.append(a._bdim)
             if a._bdim is not None:
                 batched = True
-        elif kind in LEAVES:
+        elif kind in LEAVES or ((kind is tuple or kind is list) and _PLAIN.issuperset(map(type, a))):
             values.append(a)
             dims.append(None)
         else:
@@ -92,7 +92,7 @@ def unwrap(level: Level, args: Sequence[Any]) -> tuple[list[Any], list[Any], boo
 def _unwrap_container(level: Level, x: Any) -> tuple[Any, Any, bool]:
     """Split what may be a container; one without tensors stays as it is."""
     held = children(x)
-    if held is None or _PLAIN.issuperset(map(type, held)) or not has_tensor(held):
+    if held is None or not has_tensor(held):
         return x, None, False
     if type(x) in SIZED:  # its leading dims are those of one sample
         return x, None, False
@@ -113,12 +113,13 @@ def unwrap_kwargs(level: Level, kwargs: dict[str, Any]) -> tuple[dict[str, Any],
 
 def wrap(level: Level, out: Any, out_dims: Any) -> Any:
     """Turn what a rule returned into what the mapped function sees."""
-    if type(out) is Tensor:
+    kind = type(out)
+    if kind is Tensor or kind is BatchedTensor:
         return make_batched(out, out_dims, level) if type(out_dims) is int else ownership.fresh(level, out)
-
-    def one(x: Any, dim: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return make_batched(x, dim, level) if type(dim) is int else ownership.fresh(level, x)
-
-    return map_with_dims(one, out, out_dims)
+    if kind is tuple or kind is list or hasattr(kind, "n_sequence_fields"):  # the commonest, written out for speed
+        dims = out_dims if isinstance(out_dims, list | tuple) else (out_dims,) * len(out)
+        items = [wrap(level, o, d) for o, d in zip(out, dims, strict=True)]
+        return items if kind is list else kind(items)
+    if isinstance(out, Tensor):
+        return make_batched(out, out_dims, level) if type(out_dims) is int else ownership.fresh(level, out)
+    return out if children(out) is None else map_with_dims(lambda o, d: wrap(level, o, d), out, out_dims)

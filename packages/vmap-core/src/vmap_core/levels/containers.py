@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from ..torch_compat.trees import SUPPORTED_NODES
 from .tensor import BatchedTensor
 
-# Types that are no containers; not all of them: a short way.
+# Types that are no containers; not all of them: a short way. A module adds those that it meets often.
 LEAVES: set[type] = {
     Tensor, BatchedTensor, Parameter, int, float, bool, complex, str, type(None), type(...), torch.dtype, torch.device,
     torch.layout, torch.memory_format, torch.Generator,
@@ -34,6 +34,8 @@ def take_apart(tree: Any) -> tuple[Any, Any, list[Any] | None]:
         return kind, None, tree
     if kind is dict:
         return kind, list(tree), list(tree.values())
+    if hasattr(kind, "n_sequence_fields"):  # a value of torch.return_types
+        return kind, None, list(tree)
     take_apart = _functions(kind)
     if take_apart is not None:
         children, context = take_apart[0](tree)
@@ -44,8 +46,8 @@ def take_apart(tree: Any) -> tuple[Any, Any, list[Any] | None]:
         return kind, context, children
     if isinstance(tree, Tensor):
         return kind, None, None
-    if isinstance(tree, tuple) and (hasattr(tree, "_fields") or hasattr(kind, "n_sequence_fields")):
-        return kind, None, list(tree)  # a NamedTuple, or a value of torch.return_types
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a NamedTuple
+        return kind, None, list(tree)
     if isinstance(tree, _BASES) and not isinstance(tree, torch.Size):
         return kind, _like(tree), list(tree.values() if isinstance(tree, dict) else tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -103,12 +105,12 @@ def _like(instance: Any) -> Like:
 
 def _another(context: Like, children: list[Any]) -> Any:
     """Make another such instance with other children; the instance itself if they are its own."""
-    old = context.instance
+    old: Any = context.instance
     own = old if context.keys is None else old.values()
     if len(old) == len(children) and all(a is b for a, b in zip(own, children, strict=True)):
         return old
     if isinstance(old, tuple):
-        new = tuple.__new__(type(old), children)  # its own __new__ may take something else
+        new: Any = tuple.__new__(type(old), children)  # its own __new__ may take something else
         if context.told_apart is not None:
             new.__dict__.update(old.__dict__)
         return new
@@ -154,6 +156,8 @@ def _close_other(kind: Any, context: Any, children: list[Any]) -> Any:
         if made.batch_size != context.size:
             made.batch_size = context.size
         return made
+    if hasattr(kind, "n_sequence_fields"):
+        return kind(children)
     put_together = _functions(kind)
     if put_together is not None:
         return put_together[1](children, context)
@@ -222,8 +226,12 @@ def leaves(x: Any) -> Iterator[Any]:
 
 def map_leaves(function: Callable[[Any], Any], x: Any) -> Any:
     """Return an argument or a result with each leaf exchanged for what a function makes of it, in the same containers."""
-    if type(x) in LEAVES or type(x) is torch.Size:
+    kind = type(x)
+    if kind in LEAVES or kind is torch.Size:
         return function(x)
+    if kind is tuple or kind is list:  # short ways for what is commonest, here and below
+        items = [function(a) if type(a) in LEAVES else map_leaves(function, a) for a in x]
+        return items if kind is list else tuple(items)
     kind, context, held = take_apart(x)
     if held is None:
         return function(x)
@@ -238,13 +246,19 @@ def map_with_dims(function: Callable[[Any, Any], Any], x: Any, dims: Any) -> Any
         x: an argument or a result.
         dims: an int or None, for all leaves; or one entry for each child of a container, by key for a dict.
     """
-    if type(x) in LEAVES or type(x) is torch.Size:
+    kind = type(x)
+    if kind in LEAVES or kind is torch.Size:
         return function(x, dims)
-    kind, context, held = take_apart(x)
-    if held is None:
-        return function(x, dims)
+    context, held = None, x
+    if kind is not tuple and kind is not list:
+        kind, context, held = take_apart(x)
+        if held is None:
+            return function(x, dims)
     if isinstance(dims, dict):
         dims = [dims[key] for key in x]
     elif not isinstance(dims, list | tuple):
         dims = [dims] * len(held)
-    return put_together(kind, context, [map_with_dims(function, a, d) for a, d in zip(held, dims, strict=True)])
+    items = [
+        function(a, d) if type(a) in LEAVES else map_with_dims(function, a, d) for a, d in zip(held, dims, strict=True)
+    ]
+    return tuple(items) if kind is tuple else put_together(kind, context, items)
