@@ -90,7 +90,8 @@ class Level(_Blank, TorchFunctionMode):
         self.batch_size = batch_size
         self.randomness = randomness
         self.table = table
-        self.look_at_autocast()
+        self.autocast = autocast = is_autocast_enabled()  # as look_at_autocast, without a call
+        self.plans = table.autocast_plans if autocast else table.plans
         self.func = func
         self.active = True
         self.depth = stack_size()

@@ -17,8 +17,8 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from types import ClassMethodDescriptorType, CodeType, FunctionType
+from dataclasses import dataclass
+from types import ClassMethodDescriptorType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ..levels.presence import presence
@@ -225,9 +225,12 @@ def _watch_presence(*gone: _Place) -> None:
     places = [place for patch in _patches if patch.inside for place in patch._places]
     lines: dict[str, list[str]] = {"enter": ["pass"], "leave": ["pass"]}
     for i, place in enumerate(places):
-        _names.update({f"{field.name}_{i}": getattr(place, field.name) for field in fields(_Place)})
-        lines["enter"].append(f"holder_{i}.{place.name} = new_{i}")
-        lines["leave"].append(f"holder_{i}.{place.name} = kept_{i}")
+        is_module = isinstance(place.holder, ModuleType)
+        _names[f"holder_{i}"] = vars(place.holder) if is_module else place.holder
+        _names.update({f"new_{i}": place.new, f"kept_{i}": place.kept})
+        there = f"holder_{i}[{place.name!r}]" if is_module else f"holder_{i}.{place.name}"
+        lines["enter"].append(f"{there} = new_{i}")
+        lines["leave"].append(f"{there} = kept_{i}")
     exec(_SOURCE.format(**{name: "; ".join(parts) for name, parts in lines.items()}), _names)
     if _has_gil():
         presence.enter, presence.leave = _names["enter"], _names["leave"]

@@ -166,7 +166,9 @@ def chosen(offered: list[str]) -> list[str]:
 
 def current_table() -> Table:
     """Return the rules in force in this context."""
-    return _registry.table(_selected.get())
+    names = _selected.get()
+    table = _registry.tables.get(names)
+    return _registry.table(names) if table is None else table
 
 
 def packs() -> list[PackInfo]:
