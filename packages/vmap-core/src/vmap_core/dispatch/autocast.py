@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..levels.args import any_batched
 from ..levels.containers import leaves, map_leaves
-from ..levels.level import Level
+from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit import shared_weight
 from ..torch_compat.autocast import KEYS, is_autocast_enabled, state, without_autocast_cache
@@ -82,8 +82,10 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
         if any(casts.dtypes):
             new = iter([t if d is None else _cast(level, t, d) for t, d in zip(tensors, casts.dtypes, strict=True)])
             args, kwargs = _with(new, args, kwargs)
+        if casts.options:  # another signature
+            return call(level, func, args, {**kwargs, **casts.options})
         with WithoutDispatchKeys(KEYS):
-            return run(level, args, {**kwargs, **casts.options} if casts.options else kwargs)
+            return run(level, args, kwargs)
 
     return cast
 
