@@ -1,5 +1,7 @@
 """Short cuts give what the general way gives, and are taken."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,3 +120,16 @@ def test_one_compilation_serves_all_operators_of_a_kind():
         before = specialise._maker.cache_info().misses
         vmap(lambda x: torch.cos(x) + torch.exp(x).tanh() * torch.sqrt(x))(torch.ones(2))
         assert specialise._maker.cache_info().misses <= before + 1  # the pair
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+def test_what_a_named_tuple_holds_decides_as_in_a_list():
+    x, shared = torch.arange(6.0).reshape(2, 3), torch.ones(3)
+    with table_in_force(Table(current_table().packs)):
+        for pair in (lambda x: Pair(x, x), lambda x: Pair(shared, x), lambda x: Pair(x, shared), lambda x: Pair(x, x)):
+            for join in (torch.cat, torch.stack, torch.hstack):
+                assert torch.equal(vmap(lambda x, f=join, p=pair: f(p(x)))(x), torch.stack([join(pair(r)) for r in x]))

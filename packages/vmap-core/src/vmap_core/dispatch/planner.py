@@ -43,7 +43,8 @@ def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 def run_for(level: Level, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """Plan a call, given the key that it is looked up by; keep and return what runs it."""
-    listed = list in key or tuple in key
+    _learn_lists((*args, *kwargs.values()))
+    listed = not LISTS.isdisjoint(key[1:])
     plan = Plan(by_elements(key, len(args)), BY_ELEMENTS) if listed else make_plan(level, func, args, kwargs)
     return level.table.enter(level.plans, key, plan)
 
@@ -99,16 +100,27 @@ def by_elements(key: Any, count: int) -> Run:
     return run_by_all
 
 
-LISTS = frozenset((list, tuple))
+LISTS: set[type] = {list, tuple}  # and those of their kind that have been met
+
+
+def _learn_lists(args: Any) -> None:
+    for a in args:
+        if isinstance(a, list | tuple | dict) and type(a) is not torch.Size:
+            LISTS.add(type(a))
+            _learn_lists(_items(a))
+
+
+def _items(a: Any) -> Any:
+    return a.values() if isinstance(a, dict) else a
 
 
 def _element_types(a: Any) -> Any:
     """Types in a list: they decide between overloads (``[1, 2]`` or ``[tensor, tensor]``)."""
     kind = type(a)
-    if kind is not tuple and kind is not list:
+    if kind not in LISTS:
         return kind
-    types = frozenset(map(type, a))
-    return types if LISTS.isdisjoint(types) else frozenset(map(_element_types, a))
+    types = frozenset(map(type, _items(a)))
+    return types if LISTS.isdisjoint(types) else frozenset(map(_element_types, _items(a)))
 
 
 def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
@@ -192,7 +204,7 @@ def _overriding(args: Any) -> Iterator[type]:
     for a in args:
         kind = type(a)
         if kind in LISTS:
-            yield from _overriding(a)
+            yield from _overriding(_items(a))
         elif hasattr(kind, "__torch_function__") and kind is not BatchedTensor and not issubclass(kind, torch.Tensor):
             yield kind
 

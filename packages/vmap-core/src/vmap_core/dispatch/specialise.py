@@ -234,7 +234,7 @@ def _kind(a: Any) -> str | None:
         return BATCHED
     if isinstance(a, Tensor):
         return PLAIN
-    if isinstance(a, list | tuple) and has_tensor(a):
+    if has_tensor((a,)):
         return LIST if type(a) in (list, tuple) and set(map(type, a)) == {BatchedTensor} else None
     return OTHER
 
