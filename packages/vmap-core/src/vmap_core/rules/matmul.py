@@ -36,10 +36,11 @@ def mv(info, in_dims, a, x):
 @pack.rule(aten.dot.default)
 def dot(info, in_dims, x, y):
     """(k), (k) -> ()."""
-    ranks = [v.ndim - (d is not None) for v, d in zip((x, y), in_dims, strict=True)]
-    if ranks != [1, 1]:
-        raise RuntimeError(f"1D tensors expected, but got {ranks[0]}D and {ranks[1]}D tensors")
-    return inner(info, in_dims, x, y)
+    x_bdim, y_bdim = in_dims
+    x_rank, y_rank = x.ndim - (x_bdim is not None), y.ndim - (y_bdim is not None)
+    if x_rank != 1 or y_rank != 1:
+        raise RuntimeError(f"1D tensors expected, but got {x_rank}D and {y_rank}D tensors")
+    return _inner(info, in_dims, x, y) if x.dtype in _WITHOUT_VECDOT else _vecdot(info, in_dims, x, y)
 
 
 @pack.rule(aten.inner.default)
@@ -47,9 +48,16 @@ def inner(info, in_dims, x, y):
     """(*, k), (*', k) -> (*, *')."""
     x_bdim, y_bdim = in_dims
     x_rank, y_rank = x.ndim - (x_bdim is not None), y.ndim - (y_bdim is not None)
-    no_vecdot = not (x.is_floating_point() or x.is_complex())  # it takes no integers
-    if x_rank != 1 or y_rank != 1 or no_vecdot:
+    if x_rank != 1 or y_rank != 1 or x.dtype in _WITHOUT_VECDOT:
         return _inner(info, in_dims, x, y)
+    return _vecdot(info, in_dims, x, y)
+
+
+_WITHOUT_VECDOT = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+def _vecdot(info: Any, in_dims: Any, x: Any, y: Any) -> Any:
+    x_bdim, y_bdim = in_dims
     if x_bdim is not None and y_bdim is not None:
         x, y = to_front(x, x_bdim), to_front(y, y_bdim)
         if x.shape != y.shape:

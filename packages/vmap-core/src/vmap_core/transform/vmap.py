@@ -102,13 +102,9 @@ def vmap(
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if simple and args and (arity is None or arity == len(args)):
-            size = _common_size(args, flat_dims)
-            if size is not None:
-                level = Level(size, randomness, current_table(), func)
-                inputs = [
-                    a if d is None else make_batched(a, d if d >= 0 else d % a.ndim, level)
-                    for a, d in zip(args, flat_dims)  # noqa: B905  # flat_dims may repeat for ever
-                ]
+            level = Level(0, randomness, current_table(), func)
+            inputs = _mapped(args, flat_dims, level)
+            if inputs is not None:
                 return _run(func, level, inputs, kwargs, out_dims)
         chunks = (chunk_size, memory_budget, progress)
         return _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
@@ -117,19 +113,31 @@ def vmap(
     return graph_break(wrapped)
 
 
-def _common_size(args: tuple[Any, ...], dims: Iterable[int | None]) -> int | None:
-    """Return the batch size if the mapped arguments are tensors that agree on it; None sends the call the long way."""
+def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> list[Any] | None:
+    """Return the arguments as the level's, and tell it the batch size, if those to be mapped are tensors that agree on it.
+
+    None sends the call the long way.
+    """
     size = None
+    inputs = []
     for a, d in zip(args, dims):  # noqa: B905  # dims may repeat for ever
-        if d is None:
-            continue
-        if not isinstance(a, Tensor):
-            return None
-        shape = a.shape
-        if not -len(shape) <= d < len(shape) or (size is not None and shape[d] != size):
-            return None
-        size = shape[d]
-    return size
+        if d is not None:
+            if not isinstance(a, Tensor):
+                return None
+            shape = a.shape
+            try:
+                n = shape[d]
+            except IndexError:
+                return None
+            if n != size and size is not None:
+                return None
+            size = n
+            a = make_batched(a, d if d >= 0 else d + len(shape), level)
+        inputs.append(a)
+    if size is None:
+        return None
+    level.batch_size = size
+    return inputs
 
 
 def _general(
