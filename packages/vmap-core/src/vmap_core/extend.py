@@ -12,7 +12,7 @@ from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
-from .levels.stack import current_levels, resumed
+from .levels.stack import current_levels, resumed, without_modes
 from .levels.tensor import BatchedTensor, make_batched
 from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
@@ -100,6 +100,7 @@ __all__ = [
     "unwrap",
     "user_location",
     "without_autocast_cache",
+    "without_modes",
     "wrap",
     "wrap_dim",
 ]

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch._C import _are_functorch_transforms_active as transforms_active
-from torch._C import _len_torch_function_stack as stack_size
-from torch._C import _pop_torch_function_stack as pop_mode
-from torch._C import _push_on_torch_function_stack as push_mode
 from torch.autograd import forward_ad
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -32,9 +29,6 @@ __all__ = [
     "TreeSpec",
     "dual_level",
     "make_dual",
-    "pop_mode",
-    "push_mode",
-    "stack_size",
     "transforms_active",
     "tree_flatten",
     "tree_unflatten",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed
+from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed, without_modes
 
-from ._torch import CHECKPOINT_GENERATOR, SAVES_BY_A_FUNCTION, TAKES_TUPLES, pop_mode, push_mode, stack_size
+from ._torch import CHECKPOINT_GENERATOR, SAVES_BY_A_FUNCTION, TAKES_TUPLES
 
 
 @patch(
@@ -43,21 +41,11 @@ def recompute_at_levels(native: Any) -> Any:
 
 def _steps(steps: Any) -> Any:
     """Run what checkpoint() does before and after the function with no level on the stack."""
-    with _outside():
+    with without_modes():
         next(steps)
     yield
-    with _outside():
+    with without_modes():
         next(steps, None)
-
-
-@contextlib.contextmanager
-def _outside() -> Iterator[None]:
-    modes = [pop_mode() for _ in range(stack_size())]
-    try:
-        yield
-    finally:
-        for mode in reversed(modes):
-            push_mode(mode)
 
 
 def _physical(x: Any) -> Any:

@@ -9,15 +9,15 @@ other does.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import MethodDescriptorType
 from typing import Any
 
 import torch
 
 from ..levels.level import Level
-from ..torch_compat.mode_stack import EnableTorchFunction, pop_mode, push_mode, stack_size
+from ..levels.stack import without_modes
+from ..torch_compat.mode_stack import EnableTorchFunction
 from .rule import Rule, RuleFunction
 
 Known = tuple[Callable[[Any], Any], int]
@@ -51,22 +51,12 @@ def learn(
     """
     asked = _StandIn(shape)
     try:
-        with EnableTorchFunction(), _no_modes():  # type: ignore[no-untyped-call]
+        with EnableTorchFunction(), without_modes():  # type: ignore[no-untyped-call]
             out, out_bdim = rule(_Info(level, asked), (bdim, *(None,) * len(args)), asked, *args, **kwargs)
     except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
         return asked.looked, None
     one = type(out) is _Result and asked.operations == 1 and type(out_bdim) is int
     return asked.looked, (out.operation, out_bdim) if one else None
-
-
-@contextmanager
-def _no_modes() -> Iterator[None]:
-    modes = [pop_mode() for _ in range(stack_size())]
-    try:
-        yield
-    finally:
-        for mode in reversed(modes):
-            push_mode(mode)
 
 
 class _Result:
