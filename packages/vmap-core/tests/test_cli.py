@@ -283,6 +283,7 @@ def test_doctor_names_what_is_required_and_not_there(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "version", "said"),
     [
+        ("torch", "2.12.1", "torch 2.12.1 is none of those that were tried, 2.11 to "),
         ("torch", "99.0.1+cu999", "torch 99.0.1+cu999 is newer than those that were tried, 2.11 to "),
         ("torch", "2.9.1", "torch 2.9.1 is older than those that were tried, 2.11 to "),
         ("Python", "3.99.0rc1", "Python 3.99.0rc1 is newer than those that were tried, 3.11 to "),

@@ -83,8 +83,9 @@ def _findings() -> Iterator[Finding]:
 def _untried(name: str, version: str) -> Iterator[Finding]:
     tried = TRIED[name]
     if _minor(version) not in tried:
-        age = "older" if _numbers(version) < _numbers(tried[0]) else "newer"
-        yield Finding("note", f"{name} {version} is {age} than those that were tried, {tried[0]} to {tried[-1]}",
+        older, newer = _numbers(version) < _numbers(tried[0]), _numbers(version) > _numbers(tried[-1])
+        compared = "older than" if older else "newer than" if newer else "none of"
+        yield Finding("note", f"{name} {version} is {compared} those that were tried, {tried[0]} to {tried[-1]}",
                       "it may work: vmap_core.check compares a function of yours with the loop")  # fmt: skip
 
 

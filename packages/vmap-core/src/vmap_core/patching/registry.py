@@ -25,7 +25,7 @@ from ..levels.presence import presence
 from ..rulekit.packs import packs
 from ..torch_compat.imports import when_imported
 
-TRIED = ("2.11", "2.13", "2.14")
+TRIED = ("2.11", "2.13", "2.14", "2.15")
 
 _ABSENT: Any = object()
 _patches: list[Patch] = []
