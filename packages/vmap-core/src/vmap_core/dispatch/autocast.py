@@ -27,7 +27,7 @@ from ..rulekit import shared_weight
 from ..torch_compat.autocast import KEYS, is_autocast_enabled, state, without_autocast_cache
 from ..torch_compat.dispatcher import TorchDispatchMode, WithoutDispatchKeys
 from ..torch_compat.mode_stack import DisableTorchFunction, disabled_torch_function_impl
-from ..torch_compat.operators import OpOverload, has_kernel
+from ..torch_compat.operators import OpOverload, has_kernel, is_composite
 from ..torch_compat.tensors import make_wrapper
 from . import door2, lowering
 from .plan import Plan, Run
@@ -61,7 +61,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
         return run
     native = door2.native(func, op)
     mutates = op._schema.is_mutable
-    is_composite = _has_kernel(op, "CompositeImplicitAutograd")
+    composite = is_composite(op)
     known: dict[Any, Casts | None] = {}
 
     def cast(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -76,7 +76,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
             watch = _Watch()
             with without_autocast_cache():
                 out = lowering.run_lowered(level, watch.over(native), args, kwargs, mutates=mutates)
-            if is_composite and not watch.casts and not any(map(_may_be_told_a_dtype, tensors)):
+            if composite and not watch.casts and not any(map(_may_be_told_a_dtype, tensors)):
                 known[key] = Casts()  # nor does any of its parts need one
             return out
         if any(casts.dtypes):
@@ -187,8 +187,8 @@ def _told(a: Any) -> Any:
 def _learn(op: OpOverload, native: Any, tensors: list[Any], args: Any, kwargs: Any) -> Casts | None:
     """Return what PyTorch changes about a call under autocast; None if that takes the dispatcher to know."""
     devices = {_traits(t)[1].type for t in tensors}
-    if not any(_has_kernel(op, f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
-        return None if _has_kernel(op, "CompositeImplicitAutograd") else Casts()
+    if not any(has_kernel(op, f"Autocast{d.upper()}") for d in devices if torch.is_autocast_enabled(d)):
+        return None if is_composite(op) else Casts()
 
     def watch(dtypes: Any, **options: Any) -> tuple[Any, list[torch.dtype | None]]:
         new = [_stand_in(t, d or t.dtype) for t, d in zip(tensors, dtypes, strict=True)]
@@ -221,7 +221,3 @@ def _takes_dtype(op: OpOverload, args: Any, kwargs: Any) -> bool:
     """Tell whether an operator could be given a dtype, and is not."""
     names = [a.name for a in op._schema.arguments]
     return "dtype" in names and names.index("dtype") >= len(args) and kwargs.get("dtype") is None
-
-
-def _has_kernel(op: OpOverload, key: str) -> bool:
-    return has_kernel(op, key)

@@ -94,8 +94,8 @@ class RulePack:
         """Show the name and the number of rules."""
         return f"<RulePack {self.name!r}, {len(self.rules)} rules>"
 
-    def add(self, op: Any, rule: RuleFunction | Rule, *, kind: Kind = "physical", override: bool = False) -> None:
-        """Enter a rule for an operator: a function of a kind, or a `Rule`.
+    def add(self, op: Any, rule: RuleFunction | Rule, *, kind: Kind | None = None, override: bool = False) -> None:
+        """Enter a rule for an operator: a function of a kind, by default "physical", or a `Rule`.
 
         One that this version of PyTorch does not have (see `vmap_core.extend.aten`) is left out.
 
@@ -109,12 +109,12 @@ class RulePack:
         key = rule_key(op)
         if key in self.rules:
             raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
-        if kind not in get_args(Kind):
+        if kind not in (None, *get_args(Kind)):
             raise ValueError(
                 f"the kind of a rule is one of {get_args(Kind)}, not {kind!r} (for {key} in {self.name!r})"
             )
-        made = rule if isinstance(rule, Rule) else Rule(rule, kind)
-        self.rules[key] = replace(made, pack=self.name, override=override)
+        made = rule if isinstance(rule, Rule) else Rule(rule)
+        self.rules[key] = replace(made, kind=kind or made.kind, pack=self.name, override=override)
 
     def rule(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
         """Decorate a batching rule ``(info, in_dims, *args, **kwargs) -> (output, out_dims)``.
