@@ -26,6 +26,7 @@ import vmap_core.testing
 import vmap_cuda
 import vmap_linalg
 import vmap_nn
+from vmap_core.patching import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [vmap_core, vmap_autograd, vmap_cuda, vmap_linalg, vmap_nn]
@@ -114,7 +115,8 @@ LIBRARIES = "triton|einops|torchdiffeq|linear_operator|tensordict|torch_geometri
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: str(p.relative_to(ROOT)))
-def test_pages(page):
+def test_pages(page, monkeypatch):
+    monkeypatch.setattr(registry, "_patches", list(registry._patches))  # a page may make one to show how it is done
     for library in re.findall(rf"^(?:import|from) ({LIBRARIES})\b", page.read_text(), re.M):
         pytest.importorskip(library, reason=f"{library} is not installed")
     scope = {"__name__": "__main__"}

@@ -13,7 +13,7 @@ from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
 from .levels.stack import current_levels, resumed, without_modes
-from .levels.tensor import BatchedTensor, make_batched
+from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
 from .rulekit.dims import (
@@ -54,6 +54,7 @@ __all__ = [
     "along_dim",
     "aten",
     "batch_dims",
+    "become",
     "broadcast_all",
     "by_shape",
     "call",

@@ -55,9 +55,17 @@ def test_others():
         made = [torch.empty(3), torch.empty(2, 3)]
         torch._foreach_copy_(made, xs)
         torch._foreach_zero_(own := [y.clone() for y in ys])
-        return made, own, torch._foreach_mm([xs[1], xs[1].mT], [ys[1].mT, ys[1]])
+        return made, own
 
     assert check_rule(fill, [A, B], [A * 2, B * 3], gradients=False)
+
+
+@pytest.mark.skipif(not hasattr(torch, "_foreach_mm"), reason="PyTorch before 2.13 has no _foreach_mm")
+def test_products():
+    def products(xs, ys):
+        return torch._foreach_mm([xs[1], xs[1].mT], [ys[1].mT, ys[1]])
+
+    assert check_rule(products, [A, B], [A * 2, B * 3], gradients=False)
 
 
 def test_a_number_in_a_tensor():

@@ -15,6 +15,7 @@ from vmap_core.extend import (
     BatchedTensor,
     Level,
     UnsupportedError,
+    become,
     current_levels,
     make_batched,
     resumed,
@@ -155,7 +156,7 @@ class FunctionCall:
             else:
                 outputs[i] = argument
                 if type(argument) is BatchedTensor:
-                    argument._value = result
+                    become(argument, result, argument._bdim, argument._origin)
         user.to_save = user.saved_for_forward = user.dirty_tensors = user.non_differentiable = ()
         del self.outputs, self.inputs, self.extras, self.args, self.values
         return outputs[0] if self.single else tuple(outputs)

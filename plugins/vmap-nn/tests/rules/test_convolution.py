@@ -35,6 +35,7 @@ def test_against_the_loop(name):
     check_call(op, *args, dtypes=(torch.float64, torch.bfloat16))
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # PyTorch before 2.13
 @pytest.mark.parametrize("transposed", [False, True])
 def test_large_members_have_a_convolution_each(transposed, monkeypatch):
     monkeypatch.setattr("vmap_nn.convolution.LARGE", 100)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PackConflictError
+from ..levels.head import SAFE
 from ..patching import patches
 from ..rulekit.packs import KNOWN_PACKS, VARIABLE, current_table, packs
 from ..torch_compat.versions import TRIED
@@ -73,11 +74,19 @@ def _findings() -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     replaced = [p for p in patches() if p.state != "missing"]
+    yield _head()
     yield Finding("ok", f"{len(replaced)} patches of PyTorch, {sum(p.inside for p in replaced)} of them only inside mapped "
                         f"functions; vmap_core.patches() lists them")  # fmt: skip
     for missing in (p for p in patches() if p.state == "missing"):
         yield Finding("problem", f"this PyTorch has no {missing.target}, which is to be replaced: {missing.why}")
     yield from _run()
+
+
+def _head() -> Finding:
+    """Say what C++ finds in a BatchedTensor; see `levels.head`."""
+    if SAFE is None:
+        return Finding("ok", "a batched tensor is a plain object that C++ can hold: its memory was looked at")
+    return Finding("note", f"a batched tensor is a subclass of Tensor, which takes longer to make: {SAFE}")
 
 
 def _untried(name: str, version: str) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ..levels.containers import leaves
 from ..levels.level import Level, call
 from ..levels.randomness import draws
 from ..levels.read import every_sample
-from ..levels.tensor import BatchedTensor
+from ..levels.tensor import BatchedTensor, become
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import RANDOM, OpOverload
 from .binding import Arrange
@@ -173,9 +173,12 @@ def write_out(level: Level, func: Any, target: Any, result: Any) -> None:
     if target.shape != result.shape and type(target) is BatchedTensor and target._level is level:
         # resize_ leaves the values undefined; the level owns the tensor, so it takes the result's place
         if not torch.can_cast(result.dtype, target.dtype):
-            write(level, func, target.new_empty(result.shape), result)
-        result = result.to(target.dtype)
-        target._value, target._bdim, target._origin = result._value, result._bdim, result._origin
+            raise RuntimeError(
+                f"result type {_dtype_name(result.dtype)} can't be cast to the desired output type {_dtype_name(target.dtype)}"
+            )
+        with level.pushed():
+            result = result.to(target.dtype)
+        become(target, result._value, result._bdim, result._origin)
         return
     write(level, func, target, result)
 
@@ -202,6 +205,6 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
 
 
 def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
-    x._value, x._bdim = viewed._value, viewed._bdim
+    become(x, viewed._value, viewed._bdim, x._origin)
     if x._origin is not None and x._origin.base is not None and viewed._origin is not None:
         x._origin.replay = viewed._origin.replay

@@ -51,20 +51,7 @@ NO_KWARGS: dict[str, Any] = {}  # of the calls without keyword arguments
 Randomness = Literal["error", "same", "different"]
 
 
-class _Blank:
-    """Memory of zeros at the head of an object.
-
-    Note [What C++ reads in a BatchedTensor]: PyTorch's argument parser asks ``isinstance(x, Tensor)`` and, for an
-    argument that may be a number, then reads rank and requires_grad in the C++ object it expects to find behind
-    ``x``. A BatchedTensor has its level there, and a level starts with these slots, never set. So C++ reads an empty
-    scalar without autograd, and accepts ``torch.full((3,), batched)``; the call reaches the level as any other.
-    Entry points that go on to use the tensor are guarded in `patching.guards`.
-    """
-
-    __slots__ = tuple(f"_blank{i:02}" for i in range(40))
-
-
-class Level(_Blank, TorchFunctionMode):
+class Level(TorchFunctionMode):
     """One active vmap. Rules receive it as ``info``.
 
     PyTorch hands every overridable call to the innermost mode, with that mode taken off the stack. So a rule

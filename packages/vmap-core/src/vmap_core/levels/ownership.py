@@ -22,7 +22,7 @@ from ..torch_compat.mode_stack import DisableTorchFunction, stack_size
 from ..torch_compat.tensors import storage_use_count
 from .entry import dispatch
 from .level import Level
-from .tensor import BatchedTensor, make_batched
+from .tensor import BatchedTensor, become, make_batched
 
 
 class Origin:
@@ -84,13 +84,13 @@ def promote(level: Level, x: Any, op: object) -> None:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
             assert origin is not None
-            base._value, base._bdim, base._origin = expanded(base._value, level.batch_size).clone(), 0, None
+            become(base, expanded(base._value, level.batch_size).clone(), 0)
             for ref in origin.views:
                 old = ref()
                 if old is not None and old._origin is not None:
                     assert old._origin.replay is not None
                     new = old._origin.replay()
-                    old._value, old._bdim, old._origin = new._value, new._bdim, None
+                    become(old, new._value, new._bdim)
             return
     raise InplaceError(
         f"vmap: {op}(self, *extra_args) is not possible because there exists a Tensor `other` in extra_args that has "
@@ -130,7 +130,7 @@ def lay_out_samples(x: BatchedTensor) -> bool:
     steps = [step for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)) if d != bdim and n > 1]
     if steps != sorted(steps, reverse=True):  # the sample itself is not contiguous
         return False
-    x._value, x._bdim = value.movedim(bdim, 0).contiguous(), 0
+    become(x, value.movedim(bdim, 0).contiguous(), 0, x._origin)
     return True
 
 
@@ -154,7 +154,7 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
         value.requires_grad_(False)
         return x
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
-    x._value, x._bdim, x._origin = own._value, own._bdim, None
+    become(x, own._value, own._bdim)
     make_leaf(x)
     return x
 

@@ -6,26 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .head import BATCHED, Base, head_of, set_head
 from .level import Level
 
 if TYPE_CHECKING:
     from .ownership import Origin
 
 
-class _Head:
-    """Puts ``_level`` first in a BatchedTensor's memory, where C++ looks for a tensor's implementation.
-
-    See Note [What C++ reads in a BatchedTensor] in `levels.level`.
-    """
-
-    __slots__ = ("_level",)
-
-
-class BatchedTensor(_Head):
+class BatchedTensor(Base):
     """One tensor per sample, held as one physical tensor.
 
     A plain object, not a Tensor subclass (that would cost microseconds an operation); it has every method of
-    ``torch.Tensor`` and passes ``isinstance(x, torch.Tensor)`` while its level is active.
+    ``torch.Tensor`` and passes ``isinstance(x, torch.Tensor)``. It is made with what C++ is to find in it: see Note [What
+    C++ finds in a BatchedTensor] in `levels.head`.
 
     Attributes:
         _value: the physical tensor, or a BatchedTensor of a level further out.
@@ -35,7 +28,9 @@ class BatchedTensor(_Head):
             one by a write (see `levels.ownership`).
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_bdim", "_origin", "_value")
+    __slots__ = ("_bdim", "_level", "_origin", "_value")
+
+    __class__ = Tensor  # type: ignore[assignment]
 
     _value: Any
     _bdim: int | None
@@ -47,11 +42,6 @@ class BatchedTensor(_Head):
         def __getattr__(self, name: str) -> Any:
             """The names of torch.Tensor, which `levels.methods` adds."""
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # type: ignore[override]
-        """Pass for a Tensor while alive; a dead one must not, since C++ trusts isinstance."""
-        return Tensor if self._level.active else BatchedTensor
-
     def __hash__(self) -> int:
         """Hash by identity, as tensors do."""
         return id(self)
@@ -62,9 +52,15 @@ def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | No
 
     A function, since Python takes longer for a class with ``__init__``.
     """
-    x = BatchedTensor()
+    x = BatchedTensor(head_of(value) if bdim is None else BATCHED)
     x._value = value
     x._bdim = bdim
     x._level = level
     x._origin = origin
     return x
+
+
+def become(x: BatchedTensor, value: Any, bdim: int | None, origin: Origin | None = None) -> None:
+    """Give a BatchedTensor another physical tensor, in place."""
+    set_head(x, head_of(value) if bdim is None else BATCHED)
+    x._value, x._bdim, x._origin = value, bdim, origin

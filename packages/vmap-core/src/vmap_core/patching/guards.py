@@ -22,6 +22,7 @@ from ..dispatch.refusals import AUTOGRAD, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
 from ..levels.entry import dispatch
+from ..levels.head import Sentinel
 from ..levels.level import Level, call
 from ..levels.recording import current
 from ..levels.stack import below, current_levels
@@ -68,21 +69,22 @@ def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[st
     error = unsupported(f"the autograd.Function {cls.__name__}", AUTOGRAD)
     if batched or kw_batched:
         raise error
-    level.active = False  # a tensor of its that forward has captured passes for none, so C++ does not take it either
     try:
         out = apply(cls, *values, **kwargs)
-    except EscapedTensorError:
+    except EscapedTensorError:  # forward has captured a batched tensor
         raise error from None
-    except TypeError as refused:  # by ctx.save_for_backward
-        if "BatchedTensor" in str(refused):
-            raise error from None
-        raise
-    finally:
-        level.active = True
+    results = out if isinstance(out, tuple) else (out,)
+    if any(isinstance(saved, Sentinel) for o in results for saved in _saved(o)):
+        raise error
     same = {id(v): a for v, a in zip(values, args, strict=True)}
     if isinstance(out, tuple):
         return tuple(same[id(o)] if id(o) in same else wrap(level, o, None) for o in out)
     return same[id(out)] if id(out) in same else wrap(level, out, None)
+
+
+def _saved(out: Any) -> Any:
+    """Return what the node that made an output saved for its backward pass."""
+    return getattr(getattr(out, "grad_fn", None), "saved_tensors", ())
 
 
 @patch(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..levels.ownership import same_storage
 from ..levels.read import unsupported
-from ..levels.tensor import BatchedTensor
+from ..levels.tensor import BatchedTensor, become
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.tensors import is_alias_of
 
@@ -64,6 +64,6 @@ def set_data(info: Any, x: Any, new: Any) -> None:
     with info.pushed():
         new = new.detach()
     if type(new) is BatchedTensor and new._level is info:
-        x._value, x._bdim, x._origin = new._value, new._bdim, new._origin
+        become(x, new._value, new._bdim, new._origin)
     else:
-        x._value, x._bdim, x._origin = new, None, None
+        become(x, new, None)
