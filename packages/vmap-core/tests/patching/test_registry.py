@@ -270,6 +270,25 @@ def test_one_that_comes_while_a_mapped_function_runs():
     assert seen[3] is True
 
 
+def test_the_frame_of_one_can_be_looked_at():
+    """A function with free variables, such as those of a method that calls super(), keeps them with other code."""
+    import vmap_core.patching.registry as registry
+
+    def outer(one, two):
+        def native():
+            return one, two
+
+        return native
+
+    def replacement():
+        frame = sys._getframe(1)
+        return frame.f_code.co_freevars, {name: frame.f_locals[name] for name in frame.f_code.co_freevars}
+
+    native = outer(1, 2)
+    native.__code__ = registry._calling(replacement, native.__code__)
+    assert native() == (("one", "two"), {"one": 1, "two": 2})
+
+
 def test_what_this_version_lacks_is_told():
     patch = Patch("torch.nothing_of_the_kind.at_all", lambda native: native, "to try it")
     try:

@@ -7,7 +7,7 @@ same table of rules. So every composite operator works as soon as its parts do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
 from ..torch_compat.dispatcher import TorchDispatchMode, WithDispatchKeys, excluded_keys, included_keys
 from ..torch_compat.functorch import transforms_active, with_transforms, without_transforms
-from ..torch_compat.mode_stack import DisableTorchFunction, EnableTorchFunction, disabled_torch_function_impl
+from ..torch_compat.mode_stack import EnableTorchFunction, disabled_torch_function_impl, pop_mode, push_mode, stack_size
 from ..torch_compat.operators import RANDOM
 from ..torch_compat.tensors import make_wrapper
 
@@ -39,18 +39,48 @@ class LoweredTensor(Tensor):
         about_shapes = _ABOUT_SHAPES.get(func)
         if about_shapes is not None:
             return about_shapes(*args)
-        levels = [t._batched._level for t in _lowered(args)]
-        level = max(levels, key=lambda level: level.depth)
-        if not all(one.active for one in levels):
+        if not all(t._batched._level.active for t in _lowered(args)):
             return func(*map_leaves(_without_dead, args), **(kwargs or {}))
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.is_complex() for a in leaves(args)):
             # PyTorch has resolved lazy conjugates below autograd: what they depend on is lost to the physical graph.
             raise ComplexGraphError("vmap: lowered tensors among complex ones, whose operations are to be recorded")
-        with WithDispatchKeys(*level.dispatch_keys), EnableTorchFunction():
-            return answer(level, func, args, kwargs or {})
+        return run_at_their_level(func, args, kwargs or {})
 
 
 LEAVES.add(LoweredTensor)
+
+
+def holds_lowered(args: Any) -> bool:
+    """Tell whether a LoweredTensor is among arguments: the call comes from code that a lowered call runs, such as a hook."""
+    return next(_lowered(args), None) is not None
+
+
+def run_at_their_level(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run a call on lowered tensors at the innermost of their levels, as door 1 would."""
+    level = max((t._batched._level for t in _lowered((args, kwargs))), key=lambda level: level.depth)
+    with WithDispatchKeys(*level.dispatch_keys), _Outside(level.modes), EnableTorchFunction():
+        return answer(level, func, args, kwargs)
+
+
+class _Outside:
+    """The stack of modes as it was outside a lowered call: what runs in the call may have put others there."""
+
+    __slots__ = ("here", "modes")
+
+    def __init__(self, modes: Sequence[Any]) -> None:
+        self.modes = modes
+
+    def __enter__(self) -> None:
+        self.here = [pop_mode() for _ in range(stack_size())]
+        for mode in self.modes:
+            push_mode(mode)
+
+    def __exit__(self, *exc: object) -> None:
+        for _ in self.modes:
+            pop_mode()
+        for mode in reversed(self.here):
+            push_mode(mode)
+
 
 # What forward mode asks about the tangent of every result; a sample has no storage of its own that could be larger.
 _ABOUT_SHAPES: dict[Any, Callable[..., bool]] = {
@@ -97,7 +127,7 @@ class _Lowering(TorchDispatchMode):
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
         self.failure = None  # the one before was handled
-        with WithDispatchKeys(*self.outside), EnableTorchFunction():
+        with WithDispatchKeys(*self.outside), _Outside(self.level.modes), EnableTorchFunction():
             try:
                 if self.functorch is None:
                     return answer(self.level, func, args, kwargs)
@@ -209,14 +239,12 @@ def run_lowered(
 
     lowered = [lower_(a) if type(a) is BatchedTensor else map_leaves(lower_, a) for a in args]
     lowered_kwargs = {k: map_leaves(lower_, v) for k, v in kwargs.items()}
-    # Levels further out must not see the wrappers: they come back on for every physical operation.
-    with DisableTorchFunction():
+    # Levels further out must not see the wrappers: they come back for every physical operation.
+    before = level.modes, level.dispatch_keys
+    level.modes, level.dispatch_keys = [pop_mode() for _ in range(stack_size())][::-1], dispatch_keys()
+    try:
         if not mode:
-            before, level.dispatch_keys = level.dispatch_keys, dispatch_keys()
-            try:
-                return run()
-            finally:
-                level.dispatch_keys = before
+            return run()
         if not functorch:
             with _Lowering(level) as lowering:
                 try:
@@ -225,8 +253,9 @@ def run_lowered(
                     if lowering.failure is not None and str(lowering.failure) not in str(error):
                         raise lowering.failure from error
                     raise
-        with (
-            without_transforms() as stack,
-            _Lowering(level, stack),
-        ):  # nor must torch.func's transforms
+        with without_transforms() as stack, _Lowering(level, stack):  # nor must torch.func's transforms
             return run()
+    finally:
+        for one in level.modes:
+            push_mode(one)
+        level.modes, level.dispatch_keys = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,10 +68,12 @@ class Level(TorchFunctionMode):
         depth: number of modes outside this one.
         active: False once the vmap has returned.
         dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
-            from the engine are recorded; set while tensors are lowered without a mode (see `dispatch.lowering`).
+            from the engine are recorded; set while tensors are lowered (see `dispatch.lowering`).
+        modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
     """
 
     dispatch_keys: Any = None
+    modes: Sequence[Any] = ()
 
     def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..dispatch.lowering import run_lowered
+from ..dispatch.lowering import holds_lowered, run_at_their_level, run_lowered
 from ..dispatch.refusals import AUTOGRAD, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
@@ -45,6 +45,8 @@ def apply_function_at_level(native: Any) -> Any:
     """Apply an autograd.Function by the rule for it; where there is none, to what all samples share."""
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if holds_lowered(args):
+            return run_at_their_level(torch.autograd.Function.apply, (cls, *args), kwargs)
         if not stack_size():
             return native(cls, *args, **kwargs)
         levels = current_levels()

@@ -190,16 +190,26 @@ def _resolved(path: str) -> Any:
 
 
 def _calling(function: Any, like: CodeType) -> CodeType:
-    """Return code that hands all its arguments to a function, for a function that has had other code."""
+    """Return code that hands all its arguments to a function, for a function that has had other code.
 
-    def stub(*args: Any, **kwargs: Any) -> Any:
-        function = "the function"
-        return function(*args, **kwargs)  # type: ignore[operator]
-
-    code = stub.__code__
+    Its free variables are the other's, each named in it, so that the frame has a place for them as Python expects.
+    """
+    names = ", ".join(like.co_freevars)
+    scope: dict[str, Any] = {}
+    exec(_CALLING.format(names=names, mention=names or "pass"), scope)
+    code: CodeType = scope["outer"](*like.co_freevars).__code__
     consts = tuple(function if const == "the function" else const for const in code.co_consts)
-    return code.replace(co_consts=consts, co_freevars=like.co_freevars, co_name=like.co_name)
+    return code.replace(co_consts=consts, co_name=like.co_name, co_filename=__file__)
 
+
+_CALLING = """
+def outer({names}):
+    def stub(*args, **kwargs):
+        if 0: {mention}
+        function = "the function"
+        return function(*args, **kwargs)
+    return stub
+"""
 
 _names: dict[str, Any] = {"inside": [], "placed": False}  # of the functions that presence calls
 _SOURCE = """

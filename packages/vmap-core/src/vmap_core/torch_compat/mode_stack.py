@@ -6,6 +6,7 @@ from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _disabled_torch_function_impl as disabled_torch_function_impl
 from torch._C import _EnableTorchFunction as EnableTorchFunction
 from torch._C import _get_function_stack_at as mode_at
+from torch._C import _is_torch_function_all_disabled as overrides_off
 from torch._C import _len_torch_function_stack as stack_size
 from torch._C import _pop_torch_function_stack as pop_mode
 from torch._C import _push_on_torch_function_stack as push_mode
@@ -17,6 +18,7 @@ __all__ = [
     "EnableTorchFunction",
     "disabled_torch_function_impl",
     "mode_at",
+    "overrides_off",
     "pop_mode",
     "push_mode",
     "skip_one_hop",

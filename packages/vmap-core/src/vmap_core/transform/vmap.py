@@ -22,7 +22,7 @@ from ..levels.presence import presence
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.eval_frame import graph_break
-from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from ..torch_compat.mode_stack import EnableTorchFunction, overrides_off, pop_mode, push_mode, stack_size
 from ..torch_compat.trees import tree_flatten
 from .chunking import run_in_chunks
 
@@ -175,6 +175,9 @@ def _general(
 
 def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, Any], out_dims: Any) -> Any:
     """Call the function at a level and take the batch dim off its outputs' hiding."""
+    if overrides_off():
+        with EnableTorchFunction():  # type: ignore[no-untyped-call]
+            return _run(func, level, args, kwargs, out_dims)
     presence.enter()
     push_mode(level)
     try:
