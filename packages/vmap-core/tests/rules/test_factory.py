@@ -128,10 +128,17 @@ def test_strides_are_those_of_a_sample(f, in_dim):
     assert seen == [(sample.stride(), sample.is_contiguous())]
 
 
-def test_like_is_writable_outside():
-    out = vmap(torch.zeros_like)(X)
-    out.add_(1)
-    assert out.eq(1).all()
+@pytest.mark.parametrize("in_dim", [0, 1])
+@pytest.mark.parametrize("f", [torch.zeros_like, torch.ones_like, torch.empty_like, lambda x: torch.full_like(x, 2)])
+def test_like_is_one_tensor_until_a_write(f, in_dim):
+    made = []
+
+    def function(x):
+        made.extend([f(x), f(x).copy_(x)])
+        return made[1] + 1
+
+    torch.testing.assert_close(vmap(function, in_dim)(X), X.movedim(in_dim, 0) + 1)
+    assert made[0].shape == X.select(in_dim, 0).shape  # of a sample; it may be used on
 
 
 def test_as_tensor_and_asarray_alias():

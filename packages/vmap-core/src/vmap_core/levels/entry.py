@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..errors import EscapedTensorError, user_location
 from ..torch_compat.bindings import emitter
 from ..torch_compat.mode_stack import pop_mode, push_mode
 from .containers import map_leaves
 from .level import NO_KWARGS, Level, call
+from .read import escaped
 from .tensor import BatchedTensor
 
 
@@ -42,25 +42,24 @@ def outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Raises:
         EscapedTensorError: a tensor is batched.
     """
-    dead: list[Any] = []
+    args, kwargs, dead = survivors(args, kwargs)
+    if dead is None:
+        return emitter(func)(*args, **kwargs)
+    raise escaped(dead)
 
-    def revive(a: Any) -> Any:
+
+def survivors(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], BatchedTensor | None]:
+    """Return the arguments with the values of what all samples shared; and a batched tensor among them, if any."""
+    batched: list[BatchedTensor] = []
+
+    def value(a: Any) -> Any:
+        while type(a) is BatchedTensor and a._bdim is None:
+            a = a._value
         if type(a) is BatchedTensor:
-            if a._bdim is None:
-                return revive(a._value)
-            dead.append(a)
+            batched.append(a)
         return a
 
-    args, kwargs = map_leaves(revive, (tuple(args), kwargs))
-    if not dead:
-        return emitter(func)(*args, **kwargs)
-    raise escaped(dead[0])
-
-
-def escaped(x: BatchedTensor) -> EscapedTensorError:
-    """Make the error for a batched tensor whose level is not active here."""
-    return EscapedTensorError(
-        f"vmap: a tensor of the {x._level!r} was used at {user_location()}, where that level is not active: "
-        f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
-        f"(see https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
-    )
+    args, kwargs = map_leaves(value, (tuple(args), kwargs))
+    return args, kwargs, batched[0] if batched else None

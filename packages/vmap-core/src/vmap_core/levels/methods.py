@@ -12,6 +12,7 @@ from torch import Tensor
 from ..torch_compat.mode_stack import pop_mode, push_mode
 from .entry import at, dispatch, outside
 from .level import NO_KWARGS, Level
+from .numpy_operands import is_array, numpy_number, with_array
 from .stack import physically
 from .tensor import BatchedTensor
 from .tensor_api import TensorAPI
@@ -64,7 +65,13 @@ def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
                 plan = mode.plans.get((func, cls, type(other)))
                 if plan is not None:
                     return plan(mode, (self, other), NO_KWARGS)
-            return at(mode, func, (self, other)) if _is_operand(cls, other) else NotImplemented
+            if _is_operand(cls, other):
+                return at(mode, func, (self, other))
+            if (number := numpy_number(other)) is not None:
+                return at(mode, func, (self, number))
+            if is_array(other) and not name.startswith(("__i", "__r")):
+                return at(mode, with_array, (self, other, name))
+            return NotImplemented
         finally:
             push_mode(mode)
 
@@ -76,7 +83,9 @@ def _swapped(cls: type, func: Any, name: str) -> Callable[..., Any]:
     """Make a reflected operator: the other operand is the first."""
 
     def method(self: BatchedTensor, other: Any) -> Any:
-        return dispatch(func, (other, self)) if _is_operand(cls, other) else NotImplemented
+        if not _is_operand(cls, other) and (other := numpy_number(other)) is None:
+            return NotImplemented
+        return dispatch(func, (other, self))
 
     method.__name__ = name
     return method
@@ -114,9 +123,9 @@ _UNARY = {"neg": torch.neg, "pos": torch.positive, "abs": torch.abs, "invert": t
 _NOT_GENERATED = {
     "__class__", "__dict__", "__weakref__", "__new__", "__init__", "__del__", "__getattribute__", "__setattr__",
     "__delattr__", "__init_subclass__", "__subclasshook__", "__sizeof__", "__dir__", "__getstate__", "__setstate__",
-    "__reduce__", "__str__", "__doc__", "__module__", "__torch_dispatch__", "__dlpack__", "__dlpack_device__",
+    "__reduce__", "__str__", "__doc__", "__module__", "__torch_dispatch__",
     "__cuda_array_interface__", "__slots__", "__annotations__", "__array_priority__", "__abstractmethods__",
-    "_make_subclass", "_make_wrapper_subclass", "_make_dtensor", "as_subclass", "__rtruediv__", "__rdiv__",
+    "_make_subclass", "_make_wrapper_subclass", "_make_dtensor", "__rtruediv__", "__rdiv__",
     "__class_getitem__", "_is_param", "_reduce_ex_internal",
 }  # fmt: skip
 
@@ -155,7 +164,9 @@ def _metadata_method(name: str) -> Callable[..., Any]:
 
 def _rtruediv(self: BatchedTensor, other: Any) -> Any:
     """``other / self``, as Tensor computes it."""
-    return self.reciprocal() * other if _is_operand(type(self), other) else NotImplemented
+    if not _is_operand(type(self), other) and (other := numpy_number(other)) is None:
+        return NotImplemented
+    return self.reciprocal() * other
 
 
 def generate(cls: type[BatchedTensor]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataDependentError, UnsupportedError, user_location
+from ..errors import DataDependentError, EscapedTensorError, UnsupportedError, user_location
 from .recording import unrecorded
 from .stack import physically
 
@@ -42,9 +42,12 @@ def value(x: BatchedTensor, operation: str) -> Any:
 
     Raises:
         DataDependentError: samples differ, or there is none.
+        EscapedTensorError: the vmap has returned.
     """
     if x._bdim is None:
         return x._value
+    if not x._level.active:
+        raise escaped(x)
     if x._level.batch_size and operation not in _SHARING:
         rows = x._value.movedim(x._bdim, 0)
         if operation == "bool()" and x.numel() == 1:
@@ -124,3 +127,12 @@ def describe(x: BatchedTensor) -> str:
     body = "\n".join("    " + line for line in body.splitlines())
     dead = "" if x._level.active else " (dead: its vmap has returned)"
     return f"BatchedTensor(vmap of {x._level.name!r}{dead}, bdim={x._bdim}, value=\n{body}\n)"
+
+
+def escaped(x: BatchedTensor) -> EscapedTensorError:
+    """Make the error for a batched tensor whose level is not active here."""
+    return EscapedTensorError(
+        f"vmap: a tensor of the {x._level!r} was used at {user_location()}, where that level is not active: "
+        f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
+        f"(see https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
+    )

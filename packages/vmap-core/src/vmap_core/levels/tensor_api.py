@@ -152,17 +152,49 @@ class TensorAPI(Base):
         return repr(self) if not spec else format(read.item(self, "format()"), spec)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse: a BatchedTensor means nothing outside its level."""
-        raise read.unsupported(self, "pickle or copy.copy", "return it from the mapped function")
+        """Pickle what all samples share; a batched tensor means nothing outside its level."""
+        if self._bdim is not None:
+            raise read.unsupported(self, "pickle", "return it from the mapped function")
+        return self._value.__reduce_ex__(protocol)
+
+    def __copy__(self) -> Any:
+        """Return a tensor that shares this one's memory and is a leaf, as Tensor does."""
+        return self.detach().requires_grad_(self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Clone, for an unbatched or leaf tensor, as Tensor does."""
         result = self.detach().clone()
         return result.requires_grad_() if self.requires_grad else result
 
+    # Exchange with other libraries.
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Lend the memory of what all samples share; refuse that of a batched tensor."""
+        if self._bdim is not None:
+            raise read.unsupported(self, "exchange by dlpack", "return it from the mapped function")
+        return self._value.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        """Return where the memory is."""
+        return physically(_get_dlpack_device, self._value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Look a name up that torch.Tensor has not: the value may be of a subclass that has."""
+        value: Any = self
+        while type(value) is BatchedTensor:
+            value = value._value
+        for cls in type(value).__mro__:
+            if cls is torch.Tensor or cls is torch.nn.Parameter:
+                break
+            if name in vars(cls):
+                member = vars(cls)[name]
+                return member.__get__(self, type(value)) if hasattr(member, "__get__") else member
+        raise AttributeError(f"'Tensor' object has no attribute {name!r}")
+
 
 _get_shape = operator.attrgetter("shape")
 _get_grad_fn = operator.attrgetter("grad_fn")
+_get_dlpack_device = operator.methodcaller("__dlpack_device__")
 _get_ndim = operator.attrgetter("ndim")
 _get_stride = operator.methodcaller("stride")
 

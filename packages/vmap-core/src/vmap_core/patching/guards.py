@@ -21,11 +21,13 @@ from ..dispatch.lowering import holds_lowered, run_at_their_level, run_lowered
 from ..dispatch.refusals import AUTOGRAD, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
-from ..levels.entry import dispatch
+from ..levels.entry import dispatch, survivors
 from ..levels.head import Sentinel
 from ..levels.level import Level, call
+from ..levels.read import escaped
 from ..levels.recording import current
 from ..levels.stack import below, current_levels
+from ..levels.tensor import BatchedTensor
 from ..programs.watch import apply_function
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
 from ..torch_compat.versions import ADD_BATCH_DIM, APPLY_IS_PYTHON
@@ -108,6 +110,21 @@ def run_backward_at_level(native: Any) -> Any:
         raise unsupported("torch.autograd", AUTOGRAD)
 
     return run_backward
+
+
+@patch(
+    "torch.nn.Parameter.__new__",
+    "It makes a Parameter of a Tensor as it is, and of anything else by a flag: what is left of a mapped function is a Tensor.",
+)
+def make_parameter_of_value(native: Any) -> Any:
+    """Make a Parameter of the value of a tensor that all samples shared, once its vmap has ended."""
+
+    def __new__(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
+        while type(data) is BatchedTensor and data._bdim is None and not data._level.active:
+            data = data._value
+        return native(cls, data, requires_grad)
+
+    return __new__
 
 
 @patch(
@@ -236,7 +253,11 @@ def _refusing(title: str, advice: str) -> Callable[[Any], Any]:
                 levels = current_levels()
                 if levels and levels[-1].table.rule(native) is not None:
                     return dispatch(native, args, kwargs)
-                raise unsupported(title, advice)
+                if levels:
+                    raise unsupported(title, advice)
+                args, kwargs, batched = survivors(args, kwargs)
+                if batched is not None:
+                    raise escaped(batched)
             return native(*args, **kwargs)
 
         return guarded

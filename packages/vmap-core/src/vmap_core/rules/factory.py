@@ -10,7 +10,6 @@ from torch import Tensor
 from ..dispatch.planner import call_inherent
 from ..levels.args import any_batched
 from ..levels.containers import leaves
-from ..rulekit.dims import to_front
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import aten
 from .random import one_sample
@@ -21,18 +20,11 @@ pack = RulePack("core.factory")
 def _like(op: Any) -> RuleFunction:
     """Make the rule of a factory that takes shape, strides, dtype and device from a tensor."""
 
-    def like(info: Any, in_dims: Any, x: Any, *args: Any, memory_format: Any = None, **kwargs: Any) -> Any:
-        """(*) -> (*), new."""
-        bdim = in_dims[0]
+    def like(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """(*) -> (*), new, the same for all samples until a write."""
         if x.layout is not torch.strided:
-            return op(x, *args, **kwargs), bdim
-        if memory_format is torch.contiguous_format or (bdim == 0 and memory_format is None and x.is_contiguous()):
-            return op(to_front(x, bdim), *args, memory_format=memory_format, **kwargs), 0
-        # one sample's strides, sample after sample
-        one = torch.empty_like(one_sample(x, bdim), device="meta", memory_format=memory_format)
-        shape = (info.batch_size, *one.shape)
-        model = x.new_empty_strided(shape, (max(one.numel(), 1), *one.stride()), **kwargs)
-        return (model if op is aten.empty_like.default else op(model, *args, **kwargs)), 0
+            return op(x, *args, **kwargs), in_dims[0]
+        return op(one_sample(x, in_dims[0]), *args, **kwargs), None
 
     return like
 

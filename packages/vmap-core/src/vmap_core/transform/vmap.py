@@ -16,13 +16,15 @@ from torch import Tensor
 
 from ..errors import function_name
 from ..levels import tree as _tree
-from ..levels.entry import escaped
 from ..levels.level import Level, Randomness
 from ..levels.presence import presence
+from ..levels.read import escaped
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
+from ..torch_compat.bindings import emitter
 from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.mode_stack import EnableTorchFunction, overrides_off, pop_mode, push_mode, stack_size
+from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import run_in_chunks
 
@@ -94,6 +96,7 @@ def vmap(
         raise ValueError(f"vmap: axis_size should be None or at least 0. (got {axis_size})")
     if kw_in_dims is not None and not isinstance(kw_in_dims, dict):
         raise ValueError(f"vmap: kw_in_dims should be None or a dict of in_dims by name. (got {kw_in_dims})")
+    func = _callable_on_samples(func)
     simple = type(out_dims) is int and chunk_size is axis_size is kw_in_dims is None
     flat_dims: Any = itertools.repeat(in_dims) if type(in_dims) is int else in_dims
     arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None
@@ -111,6 +114,16 @@ def vmap(
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
     return graph_break(wrapped)
+
+
+def _callable_on_samples(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that takes samples too, for a method of Tensor taken from the class, or a partial of one."""
+    if isinstance(func, functools.partial):
+        inner = _callable_on_samples(func.func)
+        return func if inner is func.func else functools.partial(inner, *func.args, **func.keywords)
+    if getattr(func, "__objclass__", None) in (Tensor, TensorBase):
+        return functools.wraps(func)(emitter(func))
+    return func
 
 
 def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> list[Any] | None:
@@ -183,6 +196,12 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
     try:
         try:
             out = func(*args, **kwargs)
+        except TypeError as error:
+            if "doesn't apply to a 'BatchedTensor'" in str(error):  # CPython's, for torch.Tensor.sum(x)
+                error.add_note(
+                    "vmap: inside a mapped function, call a method on the tensor: x.sum(), not torch.Tensor.sum(x)"
+                )
+            raise
         finally:
             if (top := pop_mode()) is not level:
                 push_mode(top)
