@@ -31,7 +31,16 @@ def matrices(op: Any, signature: str) -> Any:
 def function(op: Any) -> Any:
     """Return the function that users call for an operator: it says more about wrong arguments, and costs less."""
     name = op._schema.name.removeprefix("aten::")
+    if name == "linalg_ldl_solve":
+        return _ldl_solve
     return getattr(torch.linalg, name.removeprefix("linalg_")) if name.startswith("linalg_") else emitter(op)
+
+
+def _ldl_solve(ld: Any, pivots: Any, b: Any, *, hermitian: bool = False) -> Any:
+    """Solve with leading dims that broadcast: PyTorch's own reads out of bounds there (in 2.15 and before)."""
+    lead = torch.broadcast_shapes(ld.shape[:-2], pivots.shape[:-1], b.shape[:-2])
+    ld, b = (x.expand(*lead, *x.shape[-2:]) for x in (ld, b))
+    return torch.linalg.ldl_solve(ld, pivots.expand(*lead, pivots.shape[-1]), b, hermitian=hermitian)
 
 
 def _one(op: Any, rank: int, outputs: list[int]) -> Any:

@@ -107,3 +107,36 @@ def test_jvp_inside(name):
             return forward_ad.unpack_dual(function(forward_ad.make_dual(a, t))).tangent
 
     torch.testing.assert_close(vmap(jvp)(SPD, A), loop(jvp, SPD, A))
+
+
+def _systems():
+    """Operators of a factorisation and right-hand sides, whose leading dims broadcast."""
+    a = torch.randn(6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    spd = a @ a.mT + 4 * torch.eye(4, dtype=torch.float64)
+    yield "ldl_solve", torch.linalg.ldl_solve, torch.linalg.ldl_factor(spd)
+    yield "lu_solve", torch.linalg.lu_solve, torch.linalg.lu_factor(a)
+    yield "solve", torch.linalg.solve, (a,)
+    yield "solve_ex", lambda a, b: torch.linalg.solve_ex(a, b)[0], (a,)
+    yield "solve_triangular", lambda a, b: torch.linalg.solve_triangular(a, b, upper=True), (spd.triu(),)
+    yield "triangular_solve", lambda a, b: torch.triangular_solve(b, a)[0], (spd.triu(),)
+    yield "cholesky_solve", lambda a, b: torch.cholesky_solve(b, a), (torch.linalg.cholesky(spd),)
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+@pytest.mark.parametrize(("function", "factors"), [s[1:] for s in _systems()], ids=[s[0] for s in _systems()])
+@pytest.mark.parametrize("leads", [((3, 1), (3, 2)), ((1,), (2,)), ((), (2,)), ((2,), ()), ((3, 1), (1, 2)), ((1, 2), (3, 1))])
+def test_leading_dims_broadcast(function, factors, leads):
+    mine, its = leads
+    b = torch.randn(*its, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    many = torch.stack([b, b * 2])
+    count = torch.Size(mine).numel()
+    factors = [f[:count].reshape(*mine, *f.shape[1:]) for f in factors]
+    stacked = [torch.stack([f, f]) for f in factors]
+    # each element alone: PyTorch's own ldl_solve reads out of bounds where leading dims broadcast
+    lead = torch.broadcast_shapes(mine, its)
+    wide = [f.expand(*lead, *f.shape[len(mine) :]) for f in factors]
+    expected = torch.stack([function(*wide, v.expand(*lead, 4, 3).contiguous()) for v in (b, b * 2)])
+    torch.testing.assert_close(vmap(lambda b: function(*factors, b))(many), expected)
+    torch.testing.assert_close(vmap(function, (0,) * len(factors) + (0,))(*stacked, many), expected)
+    got = vmap(lambda *f: function(*f, b))(*stacked)
+    torch.testing.assert_close(got, torch.stack([expected[0]] * 2))
