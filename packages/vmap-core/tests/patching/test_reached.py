@@ -41,6 +41,7 @@ def scripted(x):
     return torch.jit.CompilationUnit("def f(x):\n    return x * 2\n").f(x)
 
 
+SCRIPTED = torch.jit.script(torch.nn.Linear(3, 2))
 FUNC = "torch._functorch.eager_transforms"
 CALLS = {
     "torch.autograd.Function.apply": lambda x: Double.apply(W) * x,
@@ -56,6 +57,8 @@ CALLS = {
     "torch._C._is_alias_of": lambda x: x + torch._C._is_alias_of(x, x),
     "torch._C._overlaps": lambda x: torch._C._overlaps(x, x),
     "torch._C._storage_address": lambda x: torch._C._storage_address(x),
+    "torch.nn.Parameter.__new__": torch.nn.Parameter,
+    "torch._C.ScriptObject.setattr": lambda x: setattr(SCRIPTED, "weight", x),
     "torch.utils.dlpack.to_dlpack": lambda x: torch.utils.dlpack.to_dlpack(x),
     "torch.random.set_rng_state": lambda x: torch.set_rng_state(x),
     guards.ADD_BATCH_DIM: chunked,

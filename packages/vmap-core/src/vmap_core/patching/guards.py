@@ -272,7 +272,7 @@ for _target, _title, _advice, _why, *_holders in (
     ("torch._C._is_alias_of", "torch._C._is_alias_of", _RETURN, _READS),
     ("torch._C._overlaps", "torch._C._overlaps", _RETURN, _READS),
     ("torch._C._storage_address", "torch._C._storage_address", _RETURN, _READS),
-    ("torch._C.ScriptModule.setattr", "an attribute of a scripted module", _RETURN, _READS),
+    ("torch._C.ScriptObject.setattr", "an attribute of a scripted module", _RETURN, _READS),
     ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
     ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
     (ADD_BATCH_DIM, "torch.func.vmap", _TRANSFORMS, _FUNC),
