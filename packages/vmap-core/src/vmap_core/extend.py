@@ -27,10 +27,11 @@ from .rulekit.dims import (
     to_front,
     wrap_dim,
 )
+from .rulekit.discovery import hookimpl
 from .rulekit.families import along_dim, pointwise, reduction
 from .rulekit.loop import loop, loop_rule
 from .rulekit.makers import batch_dims, broadcast_all, expand_dims, sequential
-from .rulekit.packs import hookimpl, register, unregister
+from .rulekit.packs import register, unregister
 from .rulekit.rule import Rule, RulePack, may_return_self
 from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache

@@ -109,12 +109,13 @@ class RulePack:
         key = rule_key(op)
         if key in self.rules:
             raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
-        if kind not in (None, *get_args(Kind)):
-            raise ValueError(
-                f"the kind of a rule is one of {get_args(Kind)}, not {kind!r} (for {key} in {self.name!r})"
-            )
         made = rule if isinstance(rule, Rule) else Rule(rule)
-        self.rules[key] = replace(made, kind=kind or made.kind, pack=self.name, override=override)
+        made = replace(made, kind=made.kind if kind is None else kind, pack=self.name, override=override)
+        if made.kind not in get_args(Kind):
+            raise ValueError(
+                f"the kind of a rule is one of {get_args(Kind)}, not {made.kind!r} (for {key} in {self.name!r})"
+            )
+        self.rules[key] = made
 
     def rule(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
         """Decorate a batching rule ``(info, in_dims, *args, **kwargs) -> (output, out_dims)``.
