@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pluggy
 
 from ..errors import PackConflictError, internal_modules
-from ..levels.stack import without_modes
-from ..torch_compat.state import initial_state
 from .rule import RulePack
 
 GROUP = "vmap.rules"
@@ -52,6 +49,8 @@ def offered() -> dict[str, importlib.metadata.EntryPoint]:
             found[entry_point.name].append(entry_point)
     names = chosen(sorted(found))
     for name in names:
+        if len(found[name]) == 1 and name != CORE.name:  # names of distributions take a while to read
+            continue
         distributions = sorted({e.dist.name for e in found[name] if e.dist is not None})
         if name == CORE.name:
             distributions.append("vmap-core")
@@ -73,13 +72,6 @@ def chosen(installed: list[str]) -> list[str]:
     if twice:
         raise ValueError(f"{VARIABLE}={variable} names a vmap rule pack twice: {', '.join(twice)}")
     return names
-
-
-@contextlib.contextmanager
-def fixed_state() -> Iterator[None]:
-    """Run what a pack does when it is loaded: always in the same state, wherever vmap is first used."""
-    with without_modes(), initial_state():
-        yield
 
 
 def import_plugin(entry_point: importlib.metadata.EntryPoint) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import importlib.metadata
 import re
 import threading
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackConflictError
-from .discovery import fixed_state, import_plugin, is_being_imported, note_place, offered, reason, rule_packs
+from ..torch_compat.state import initial_state
+from .discovery import import_plugin, is_being_imported, note_place, offered, reason, rule_packs
 from .rule import RulePack, Table
 
 
@@ -57,26 +59,25 @@ class _Registry:
         """
         with self.lock:
             if self.offered is None:
-                found = offered()
-                for name, entry_point in found.items():
-                    dist = entry_point.dist
-                    self.origin[name] = ("unknown", "unknown") if dist is None else (dist.name, dist.version)
-                self.origin["core"] = ("vmap-core", _version("vmap-core"))
-                self.offered = found
+                self.offered = offered()
             wanted = {name: entry_point for name, entry_point in self.offered.items() if name not in self.packs}
-        for name, entry_point in wanted.items():
-            try:
-                with fixed_state():
-                    plugin = import_plugin(entry_point)
-                with self.lock, fixed_state():
-                    self._take_in(name, entry_point, plugin)
-            except BaseException as error:  # one broken pack takes no other down, nor the process by SystemExit
-                if name == "core" or isinstance(error, KeyboardInterrupt):
-                    raise
-                note_place(error, name)
-                with self.lock:
-                    if name not in self.packs:
-                        self.broken[name] = error
+        with _collecting_later():
+            for name, entry_point in wanted.items():
+                self._load_one(name, entry_point)
+
+    def _load_one(self, name: str, entry_point: importlib.metadata.EntryPoint) -> None:
+        try:
+            with initial_state():
+                plugin = import_plugin(entry_point)
+            with self.lock, initial_state():
+                self._take_in(name, entry_point, plugin)
+        except BaseException as error:  # one broken pack takes no other down, nor the process by SystemExit
+            if name == "core" or isinstance(error, KeyboardInterrupt):
+                raise
+            note_place(error, name)
+            with self.lock:
+                if name not in self.packs:
+                    self.broken[name] = error
 
     def _take_in(self, name: str, entry_point: importlib.metadata.EntryPoint, plugin: Any) -> None:
         if name in self.packs or name in self.in_hook:  # by another thread; by this one, in a vmap that the hook calls
@@ -110,6 +111,14 @@ class _Registry:
         known = self.offered or {}
         return bool(self.in_hook) or any(is_being_imported(known[name]) for name in self.broken if name in known)
 
+    def origin_of(self, name: str) -> tuple[str, str]:
+        """Return the distribution that a pack came with, and its version; metadata takes a while to read."""
+        if name not in self.origin and self.offered:
+            dist = self.offered[name].dist
+            of_core = ("vmap-core", _version("vmap-core"))
+            self.origin[name] = of_core if dist is None else (dist.name, dist.version)
+        return self.origin[name]
+
     def forget_tables(self) -> None:
         """Make tables anew: another pack may now go by the same name."""
         self.tables.clear()
@@ -119,6 +128,18 @@ class _Registry:
         """Say why a pack did not load; the next vmap tries it again."""
         self.tables.pop(None, None)
         return reason(error)
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Leave garbage where it is within a ``with`` block: to collect it goes through all of PyTorch's objects, in 0.1 s."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _registry = _Registry()
@@ -161,7 +182,8 @@ def packs() -> list[PackInfo]:
     """
     _registry.load()
     infos = []
-    for name, (dist, version) in [*_registry.origin.items()]:
+    for name in dict.fromkeys([*(_registry.offered or ()), *_registry.origin]):
+        dist, version = _registry.origin_of(name)
         mine = _registry.packs.get(name, [])
         missing = sorted({operator for p in mine for operator in p.missing})
         rules = sum(len(p.rules) for p in mine)

@@ -12,7 +12,7 @@ from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..rulekit.dims import to_front
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .random import one_sample
 
 pack = RulePack("core.factory")

@@ -13,7 +13,7 @@ from torch._C import _len_torch_dispatch_stack as dispatch_modes
 
 from .dispatcher import WithDispatchKeys, excluded_keys, included_keys
 from .functorch import without_transforms
-from .mode_stack import EnableTorchFunction
+from .mode_stack import EnableTorchFunction, without_modes
 
 _device: Any = torch._GLOBAL_DEVICE_CONTEXT
 
@@ -22,22 +22,21 @@ _device: Any = torch._GLOBAL_DEVICE_CONTEXT
 def initial_state() -> Iterator[None]:
     """Run a block in the state that a new thread starts in: gradients on, and nothing else.
 
-    Not in inference mode, no modes of ``__torch_dispatch__``, no transforms of torch.func, no autocast, whatever kernel or
-    hook it is called from; new tensors are float32 and on the CPU. Modes of ``__torch_function__`` are on the stack of
-    levels: to be taken off by the caller. The default dtype is that of the process, so other threads see it for this moment.
+    Not in inference mode, no levels and no modes of the user's, no transforms of torch.func, no autocast, whatever kernel
+    or hook it is called from; new tensors are float32 and on the CPU. The default dtype is that of the process, so other
+    threads see it for this moment.
     """
     with contextlib.ExitStack() as stack:
-        dtype, device = torch.get_default_dtype(), getattr(_device, "device_context", None)
+        dtype, device = torch.get_default_dtype(), vars(_device).pop("device_context", None)
         if dtype is not torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
-        if device is not None:
-            stack.callback(setattr, _device, "device_context", device)
-            _device.device_context = None
+        stack.callback(vars(_device).update, device_context=device)
         if dispatch_modes():
             from torch.utils._python_dispatch import _disable_current_modes  # it imports half of the compiler
 
             stack.enter_context(_disable_current_modes())
+        stack.enter_context(without_modes())
         stack.enter_context(without_transforms())
         stack.enter_context(torch.inference_mode(False))  # switches gradients and forward mode on, too
         stack.enter_context(EnableTorchFunction())
