@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .rulekit.packs import packs
+from .rulekit.packs import packs, source
 from .transform.vmap import vmap
 
 
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m vmap_core.demo") 
     parser.add_argument("--repeat", type=int, default=20, help="timed runs of each mapped call (median is shown)")
     options = parser.parse_args(argv)
     if "autograd" not in {p.name for p in packs() if p.error is None}:
-        parser.exit(2, "uses 2 and 3 need the gradient rules: pip install vmap-autograd\n")
+        parser.exit(2, f"uses 2 and 3 need the gradient rules of {source('vmap-autograd')}\n")
     torch.manual_seed(0)
     try:
         samples = load_digits()[: options.samples]

@@ -12,7 +12,7 @@ from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
-from .levels.stack import current_levels, resumed, without_modes
+from .levels.stack import current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
@@ -27,15 +27,17 @@ from .rulekit.dims import (
     to_front,
     wrap_dim,
 )
+from .rulekit.discovery import hookimpl
 from .rulekit.families import along_dim, pointwise, reduction
 from .rulekit.loop import loop, loop_rule
 from .rulekit.makers import batch_dims, broadcast_all, expand_dims, sequential
-from .rulekit.packs import hookimpl, register, unregister
+from .rulekit.packs import register, unregister
 from .rulekit.rule import Rule, RulePack, may_return_self
 from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
-from .torch_compat.operators import aten, find
+from .torch_compat.mode_stack import without_modes
+from .torch_compat.operators import aten, find, named_aten
 from .transform.lowered_map import lowered_map
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "make_leaf",
     "map_leaves",
     "may_return_self",
+    "named_aten",
     "own_samples",
     "pad_rank",
     "patch",

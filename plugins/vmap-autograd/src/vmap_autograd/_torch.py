@@ -7,8 +7,12 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _functions
 from torch.autograd import forward_ad
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+AccumulateGrad: Any = _functions.AccumulateGrad  # type: ignore[attr-defined]
+"""The class of the nodes that leaves have in a graph."""
 
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
@@ -26,6 +30,7 @@ __all__ = [
     "SAVES_BY_A_FUNCTION",
     "TAKES_TUPLES",
     "VMAP_OF_FUNCTIONAL",
+    "AccumulateGrad",
     "TreeSpec",
     "dual_level",
     "make_dual",

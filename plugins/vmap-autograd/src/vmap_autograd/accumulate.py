@@ -24,6 +24,7 @@ from vmap_core.extend import (
 )
 
 from ._function_call import runs_backward
+from ._torch import AccumulateGrad
 from .grad import aligned, as_tuple, seed
 
 pack = RulePack("autograd.accumulate")
@@ -136,9 +137,6 @@ def _refuse_leaves_from_outside(info: Level, values: Any) -> None:
             )
 
 
-_AccumulateGrad: Any = type(torch.ones(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
-
-
 def leaves_of(tensors: Any) -> Iterator[Any]:
     """Iterate over the physical leaves that require grad in the graph of some tensors."""
     seen: set[Any] = set()
@@ -152,7 +150,7 @@ def leaves_of(tensors: Any) -> Iterator[Any]:
     todo = list(seen)
     while todo:
         node: Any = todo.pop()
-        if type(node) is _AccumulateGrad:
+        if type(node) is AccumulateGrad:
             yield node.variable
             continue
         for following, _ in node.next_functions:

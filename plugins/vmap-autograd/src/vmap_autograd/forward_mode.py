@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, pointwise
+from vmap_core.extend import Level, RulePack, ensure_bdim, pointwise
+from vmap_core.extend import named_aten as aten
 
 from . import _torch
 

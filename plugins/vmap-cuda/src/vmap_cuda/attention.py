@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten
+from vmap_core.extend import Level, RulePack
+from vmap_core.extend import named_aten as aten
 
 from ._merge import contiguous, merged
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmap_core.extend import Level, RulePack, aten
+from vmap_core.extend import Level, RulePack
+from vmap_core.extend import named_aten as aten
 
 from ._merge import Call, merge_dims, split_dims
 from ._torch import OpOverload

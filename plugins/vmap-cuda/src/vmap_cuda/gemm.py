@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import named_aten as aten
 
 from ._merge import Call, contiguous
 from ._torch import OpOverload

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmap_core.extend import RulePack, aten
+from vmap_core.extend import RulePack
+from vmap_core.extend import named_aten as aten
 
 from ._merge import merged
 

@@ -10,7 +10,6 @@ from vmap_core.extend import (
     InplaceError,
     Level,
     RulePack,
-    aten,
     ensure_bdim,
     promote,
     to_front,
@@ -18,6 +17,7 @@ from vmap_core.extend import (
     user_location,
     wrap,
 )
+from vmap_core.extend import named_aten as aten
 
 from ._merge import Call, contiguous
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, loop, to_front
+from vmap_core.extend import Level, RulePack, loop, to_front
+from vmap_core.extend import named_aten as aten
 
 from ._merge import contiguous
 from ._torch import OpOverload

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, aten, may_return_self
+from vmap_core.extend import BatchedTensor, Level, RulePack, may_return_self
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("cuda.streams")
 

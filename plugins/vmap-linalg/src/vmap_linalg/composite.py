@@ -9,7 +9,6 @@ import torch
 
 from vmap_core.extend import (
     RulePack,
-    aten,
     ensure_bdim,
     logical_rank,
     physical_dim,
@@ -17,6 +16,7 @@ from vmap_core.extend import (
     reduction,
     to_front,
 )
+from vmap_core.extend import named_aten as aten
 
 from .ranks import logical_shape, raise_for_sample
 from .special import linalg_check_errors

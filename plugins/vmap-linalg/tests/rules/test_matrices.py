@@ -124,7 +124,9 @@ def _systems():
 
 @pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize(("function", "factors"), [s[1:] for s in _systems()], ids=[s[0] for s in _systems()])
-@pytest.mark.parametrize("leads", [((3, 1), (3, 2)), ((1,), (2,)), ((), (2,)), ((2,), ()), ((3, 1), (1, 2)), ((1, 2), (3, 1))])
+@pytest.mark.parametrize(
+    "leads", [((3, 1), (3, 2)), ((1,), (2,)), ((), (2,)), ((2,), ()), ((3, 1), (1, 2)), ((1, 2), (3, 1))]
+)
 def test_leading_dims_broadcast(function, factors, leads):
     mine, its = leads
     b = torch.randn(*its, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank, pad_rank
+from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, pad_rank
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.attention")
 

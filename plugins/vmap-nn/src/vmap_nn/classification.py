@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, aten, call_inherent, ensure_bdim, find
+from vmap_core.extend import RulePack, call_inherent, ensure_bdim, find
+from vmap_core.extend import named_aten as aten
 
 from ._torch import dual_level
 

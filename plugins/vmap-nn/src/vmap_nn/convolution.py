@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Product, RulePack, aten, ensure_bdim, is_expanded, product, to_front
+from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, to_front
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.convolution")
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import BatchedTensor, Level, RulePack, aten, ensure_bdim, to_front
+from vmap_core.extend import BatchedTensor, Level, RulePack, ensure_bdim, to_front
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.embedding")
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, aten, ensure_bdim, every_sample
+from vmap_core.extend import RulePack, ensure_bdim, every_sample
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.loss")
 REDUCTIONS = ("none", "mean", "sum")  # by ATen's codes

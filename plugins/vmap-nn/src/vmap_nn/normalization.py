@@ -11,7 +11,6 @@ from vmap_core.extend import (
     InplaceError,
     Level,
     RulePack,
-    aten,
     ensure_bdim,
     promote,
     to_front,
@@ -19,6 +18,7 @@ from vmap_core.extend import (
     user_location,
     wrap,
 )
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.normalization")
 

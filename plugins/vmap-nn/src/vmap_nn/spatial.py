@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import RulePack, aten, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import RulePack, ensure_bdim, logical_rank, to_front
+from vmap_core.extend import named_aten as aten
 
 from ._torch import bindings
 

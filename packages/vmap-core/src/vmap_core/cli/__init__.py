@@ -13,11 +13,12 @@ from .render import Table, show
 
 def packs(options: argparse.Namespace) -> int:
     """List the rule packs."""
+    from ..rulekit.discovery import reason
     from ..rulekit.packs import packs
 
     table = Table("pack", "distribution", "version", "rules", "status")
     for p in packs():
-        table.add(p.name, p.distribution, p.version, p.rules, "ok" if p.error is None else f"broken: {p.error!r}")
+        table.add(p.name, p.distribution, p.version, p.rules, "ok" if p.error is None else f"broken: {reason(p.error)}")
     show(table, options.json)
     return 0
 

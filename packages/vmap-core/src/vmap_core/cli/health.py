@@ -14,7 +14,8 @@ import torch
 from ..errors import PackConflictError
 from ..levels.head import SAFE
 from ..patching import patches
-from ..rulekit.packs import KNOWN_PACKS, VARIABLE, current_table, packs
+from ..rulekit.discovery import VARIABLE, reason, remedy
+from ..rulekit.packs import KNOWN_PACKS, current_table, packs
 from ..torch_compat.versions import TRIED
 
 
@@ -51,8 +52,8 @@ def _findings() -> Iterator[Finding]:
     core = found[0].version
     for p in found:
         if p.error is not None:
-            yield Finding("problem", f"pack {p.name} ({p.distribution} {p.version}) does not load: {p.error!r}",
-                          f"pip install --force-reinstall {p.distribution}, or leave it out with {VARIABLE}")  # fmt: skip
+            yield Finding("problem", f"pack {p.name} ({p.distribution} {p.version}) does not load: {reason(p.error)}",
+                          f"{remedy(p.error) or f'pip install --force-reinstall {p.distribution}'}, or leave it out with {VARIABLE}")  # fmt: skip
         elif p.distribution in KNOWN_PACKS and _minor(p.version) != _minor(core):
             yield Finding("problem", f"pack {p.name} is of version {p.version}, vmap-core of {core}",
                           f"pip install --upgrade vmap-core {p.distribution}")  # fmt: skip

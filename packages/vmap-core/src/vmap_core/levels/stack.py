@@ -75,14 +75,3 @@ def below(level: Level) -> Iterator[Level]:
         push_mode(level)
         for mode in reversed(above):
             push_mode(mode)
-
-
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Run a block with nothing on the stack: no level, and no mode of the user's."""
-    modes = [pop_mode() for _ in range(stack_size())]
-    try:
-        yield
-    finally:
-        for mode in reversed(modes):
-            push_mode(mode)

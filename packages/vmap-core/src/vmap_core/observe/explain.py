@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +78,8 @@ class Report:
 
     def to_html(self) -> str:
         """Return the report as a page's fragment, without anything from elsewhere."""
+        import html  # with all names of characters: in every process, for those who ask for a page
+
         body = []
         for indent, o in self._walk():
             share = 100 * o.seconds / self.seconds if self.seconds and not indent else 0

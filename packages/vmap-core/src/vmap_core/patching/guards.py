@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..dispatch.lowering import holds_lowered, run_at_their_level, run_lowered
-from ..dispatch.refusals import AUTOGRAD, unsupported
+from ..dispatch.refusals import needs_vmap_autograd, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
 from ..levels.entry import dispatch, survivors
@@ -34,7 +34,6 @@ from ..torch_compat.versions import ADD_BATCH_DIM, APPLY_IS_PYTHON
 from ..transform.vmap import vmap
 from .registry import Patch, patch
 
-_TRANSFORMS = "Transforms inside a mapped function come with vmap-autograd: pip install vmap-autograd"
 _RETURN = "Instead: return the tensor from the mapped function and do this outside it"
 
 
@@ -70,7 +69,7 @@ def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[st
     """Run a Function on tensors that all samples share, one level further out."""
     values, _, batched = unwrap(level, args)
     kwargs, _, kw_batched = unwrap_kwargs(level, kwargs)
-    error = unsupported(f"the autograd.Function {cls.__name__}", AUTOGRAD)
+    error = needs_vmap_autograd(f"the autograd.Function {cls.__name__}")
     if batched or kw_batched:
         raise error
     try:
@@ -107,7 +106,7 @@ def run_backward_at_level(native: Any) -> Any:
             vectors, retain_graph, create_graph, inputs = args
             options = {"retain_graph": retain_graph, "create_graph": create_graph, "inputs": inputs or None}
             return dispatch(torch.autograd.backward, (outputs, vectors), options)
-        raise unsupported("torch.autograd", AUTOGRAD)
+        raise needs_vmap_autograd("torch.autograd")
 
     return run_backward
 
@@ -246,7 +245,7 @@ for _kind in ("ScriptFunction", "ScriptMethod"):
     Patch(f"torch._C.{_kind}.__call__", _run_torchscript, _LOWERED)
 
 
-def _refusing(title: str, advice: str) -> Callable[[Any], Any]:
+def _refusing(title: str, advice: str | None) -> Callable[[Any], Any]:
     def make(native: Any) -> Any:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             if holds_batched(args) or (kwargs and holds_batched(kwargs.values())):
@@ -254,7 +253,7 @@ def _refusing(title: str, advice: str) -> Callable[[Any], Any]:
                 if levels and levels[-1].table.rule(native) is not None:
                     return dispatch(native, args, kwargs)
                 if levels:
-                    raise unsupported(title, advice)
+                    raise needs_vmap_autograd(title, "Transforms") if advice is None else unsupported(title, advice)
                 args, kwargs, batched = survivors(args, kwargs)
                 if batched is not None:
                     raise escaped(batched)
@@ -275,8 +274,8 @@ for _target, _title, _advice, _why, *_holders in (
     ("torch._C.ScriptObject.setattr", "an attribute of a scripted module", _RETURN, _READS),
     ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
     ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
-    (ADD_BATCH_DIM, "torch.func.vmap", _TRANSFORMS, _FUNC),
-    ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", _TRANSFORMS, _FUNC),
-    ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", _TRANSFORMS, _FUNC),
+    (ADD_BATCH_DIM, "torch.func.vmap", None, _FUNC),
+    ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", None, _FUNC),
+    ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", None, _FUNC),
 ):
     Patch(_target, _refusing(_title, _advice), f"{_why}.", holders=tuple(_holders))

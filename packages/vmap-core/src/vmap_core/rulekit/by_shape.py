@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from ..levels.level import Level
-from ..levels.stack import without_modes
-from ..torch_compat.mode_stack import EnableTorchFunction
+from ..torch_compat.mode_stack import EnableTorchFunction, without_modes
 from .rule import Rule, RuleFunction
 
 Known = tuple[Callable[[Any], Any], int]

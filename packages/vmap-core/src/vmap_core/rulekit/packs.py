@@ -1,41 +1,21 @@
-"""Finding rule packs: the pluggy hook, discovery on first use, and which packs are in force."""
+"""Which rule packs there are, and which are in force."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import contextvars
+import gc
 import importlib.metadata
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import pluggy
-
-from ..errors import PackConflictError, internal_modules
+from ..errors import PackConflictError
+from ..torch_compat.state import initial_state
+from .discovery import import_plugin, is_being_imported, note_place, offered, reason, rule_packs
 from .rule import RulePack, Table
-
-GROUP = "vmap.rules"
-VARIABLE = "VMAP_PACKS"
-
-# The core's own rules: a pack like any other's, also where the core runs from its sources.
-CORE = importlib.metadata.EntryPoint("core", "vmap_core.rules", GROUP)
-
-hookspec = pluggy.HookspecMarker("vmap")
-hookimpl = pluggy.HookimplMarker("vmap")
-"""Decorates the function ``vmap_rules()`` of a pack's module, which returns the module's `RulePack` objects in a list."""
-
-
-class Specs:
-    """The hooks a rule pack may implement."""
-
-    @hookspec
-    def vmap_rules(self) -> list[RulePack]:
-        """Return this pack's RulePacks, in a list."""
-        raise AssertionError("a specification is never called")
 
 
 @dataclass(frozen=True)
@@ -55,87 +35,115 @@ class PackInfo:
     distribution: str
     version: str
     rules: int
-    error: Exception | None = None
+    error: BaseException | None = None
     missing: tuple[str, ...] = ()
 
 
 class _Registry:
-    """All packs this process knows of; filled once, on first use."""
+    """All packs this process knows of: loaded on first use, and those that fail again later."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.loaded = False
+        self.offered: dict[str, importlib.metadata.EntryPoint] | None = None
         self.packs: dict[str, list[RulePack]] = {}
         self.origin: dict[str, tuple[str, str]] = {}
-        self.broken: dict[str, Exception] = {}
-        self.tables: dict[tuple[str, ...] | None, Table] = {}
+        self.broken: dict[str, BaseException] = {}
+        self.in_hook: set[str] = set()
+        self.tables: dict[tuple[str, ...] | None, Table] = {}  # by what is asked for
+        self.made: dict[tuple[str, ...], Table] = {}  # by the packs in it
 
     def load(self) -> None:
-        """Discover packs: the core's own, then those named by entry points, sorted by name."""
+        """Load the packs that are not loaded: all of them on first use, later those that have failed.
+
+        Modules are imported without the lock: another thread may be importing one that itself calls vmap.
+        """
         with self.lock:
-            if self.loaded:
-                return
-            self.loaded = True
-            try:
-                self._discover()
-            except BaseException:
-                self.loaded = False
+            if self.offered is None:
+                self.offered = offered()
+            wanted = {name: entry_point for name, entry_point in self.offered.items() if name not in self.packs}
+        with _collecting_later():
+            for name, entry_point in wanted.items():
+                self._load_one(name, entry_point)
+
+    def _load_one(self, name: str, entry_point: importlib.metadata.EntryPoint) -> None:
+        try:
+            with initial_state():
+                plugin = import_plugin(entry_point)
+            with self.lock, initial_state():
+                self._take_in(name, entry_point, plugin)
+        except BaseException as error:  # one broken pack takes no other down, nor the process by SystemExit
+            if name == "core" or isinstance(error, KeyboardInterrupt):
                 raise
+            note_place(error, name)
+            with self.lock:
+                if name not in self.packs:
+                    self.broken[name] = error
 
-    def _discover(self) -> None:
-        manager = pluggy.PluginManager("vmap")
-        manager.add_hookspecs(Specs)
-        self._load_one(manager, "core", [CORE])
-        if "core" in self.broken:
-            raise self.broken["core"]
-        self.origin["core"] = ("vmap-core", _version("vmap-core"))
-        offered: dict[str, list[importlib.metadata.EntryPoint]] = collections.defaultdict(list)
-        for entry_point in importlib.metadata.entry_points(group=GROUP):
-            if entry_point not in offered[entry_point.name]:
-                offered[entry_point.name].append(entry_point)
-        for name in chosen(sorted(offered)):
-            self._load_one(manager, name, offered[name])
-
-    def _load_one(
-        self, manager: pluggy.PluginManager, name: str, entry_points: list[importlib.metadata.EntryPoint]
-    ) -> None:
-        dists = sorted({e.dist.name for e in entry_points if e.dist is not None})
-        if len(dists) > 1:
-            raise PackConflictError(f"pack {name!r} is offered by several distributions: {', '.join(dists)}")
-        dist = entry_points[0].dist
-        self.origin[name] = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
-        try:  # one broken pack must not take the others down
-            plugin = entry_points[0].load()
-            internal_modules.add(entry_points[0].module.partition(".")[0])
-            manager.register(plugin, name=name)
-            manager.check_pending()
-            found = [p for impl in manager.hook.vmap_rules.get_hookimpls() if impl.plugin_name == name
-                     for p in cast(Any, impl.function())]  # fmt: skip
-            for pack in found:
-                if not isinstance(pack, RulePack):
-                    raise TypeError(f"vmap_rules() of {name!r} returned {pack!r}, which is no RulePack")
-            self.packs[name] = found
-        except Exception as error:
-            self.broken[name] = error
-            if manager.has_plugin(name):
-                manager.unregister(name=name)
+    def _take_in(self, name: str, entry_point: importlib.metadata.EntryPoint, plugin: Any) -> None:
+        if name in self.packs or name in self.in_hook:  # by another thread; by this one, in a vmap that the hook calls
+            return
+        self.in_hook.add(name)
+        try:
+            self.packs[name] = rule_packs(name, entry_point, plugin)
+        finally:
+            self.in_hook.discard(name)
+        self.broken.pop(name, None)
+        self.tables.clear()
 
     def table(self, names: tuple[str, ...] | None) -> Table:
-        """Return the table of the named packs (None: all that were loaded), made once."""
-        table = self.tables.get(names)
-        if table is None:
+        """Return the table of the named packs (None: all that load), made once for each set of packs."""
+        if names is None or not self.packs.keys() >= {"core", *names}:
             self.load()
-            with self.lock:
-                keys = list(self.packs) if names is None else ["core", *names]
-                unknown = [k for k in keys if k not in self.packs]
-                if unknown:
-                    raise _unknown(unknown, self)
-                table = self.tables[names] = Table(p for k in keys for p in self.packs[k])
+        with self.lock:
+            keys = tuple(self.packs) if names is None else ("core", *names)
+            unknown = [k for k in keys if k not in self.packs]
+            if unknown:
+                raise _unknown(unknown, self)
+            table = self.made.get(keys)
+            if table is None:
+                table = self.made[keys] = Table(p for k in keys for p in self.packs[k])
+            if not self._soon_more():
+                self.tables[names] = table
         return table
+
+    def _soon_more(self) -> bool:
+        """Tell whether a pack is just being loaded: a vmap that its module or its hook calls does without."""
+        known = self.offered or {}
+        return bool(self.in_hook) or any(is_being_imported(known[name]) for name in self.broken if name in known)
+
+    def origin_of(self, name: str) -> tuple[str, str]:
+        """Return the distribution that a pack came with, and its version; metadata takes a while to read."""
+        if name not in self.origin and self.offered:
+            dist = self.offered[name].dist
+            of_core = ("vmap-core", _version("vmap-core"))
+            self.origin[name] = of_core if dist is None else (dist.name, dist.version)
+        return self.origin[name]
+
+    def forget_tables(self) -> None:
+        """Make tables anew: another pack may now go by the same name."""
+        self.tables.clear()
+        self.made.clear()
+
+    def missed(self, error: BaseException) -> str:
+        """Say why a pack did not load; the next vmap tries it again."""
+        self.tables.pop(None, None)
+        return reason(error)
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Leave garbage where it is within a ``with`` block: to collect it goes through all of PyTorch's objects, in 0.1 s."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _registry = _Registry()
-_selected: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("vmap_packs", default=None)
+_selected: contextvars.ContextVar[tuple[str, ...] | Table | None] = contextvars.ContextVar("vmap_packs", default=None)
 
 
 def _version(distribution: str) -> str:
@@ -146,29 +154,19 @@ def _version(distribution: str) -> str:
 
 
 def _unknown(names: Sequence[str], registry: _Registry) -> Exception:
-    broken = [f"{n} ({registry.broken[n]!r})" for n in names if n in registry.broken]
+    broken = [f"{n}: {reason(registry.broken[n])}" for n in names if n in registry.broken]
     if broken:
-        return ImportError(f"vmap rule pack failed to load: {', '.join(broken)}")
+        return ImportError(f"vmap rule pack failed to load: {'; '.join(broken)}")
     return ValueError(f"no vmap rule pack named {', '.join(map(repr, names))}; installed: {sorted(registry.packs)}")
-
-
-def chosen(offered: list[str]) -> list[str]:
-    """Return the packs that the environment variable VMAP_PACKS picks; all of them if it is not set."""
-    variable = os.environ.get(VARIABLE)
-    if variable is None:
-        return offered
-    names = [n.strip() for n in variable.split(",") if n.strip() and n.strip() != "core"]
-    unknown = [n for n in names if n not in offered]
-    if unknown:
-        raise ValueError(f"{VARIABLE}={variable}: no such vmap rule pack: {', '.join(unknown)}; installed: {offered}")
-    return names
 
 
 def current_table() -> Table:
     """Return the rules in force in this context."""
-    names = _selected.get()
-    table = _registry.tables.get(names)
-    return _registry.table(names) if table is None else table
+    selected = _selected.get()
+    table = _registry.tables.get(selected)  # type: ignore[arg-type]  # a table made for the purpose is not in there
+    if table is None:
+        table = selected if isinstance(selected, Table) else _registry.table(selected)
+    return table
 
 
 def packs() -> list[PackInfo]:
@@ -184,7 +182,8 @@ def packs() -> list[PackInfo]:
     """
     _registry.load()
     infos = []
-    for name, (dist, version) in _registry.origin.items():
+    for name in dict.fromkeys([*(_registry.offered or ()), *_registry.origin]):
+        dist, version = _registry.origin_of(name)
         mine = _registry.packs.get(name, [])
         missing = sorted({operator for p in mine for operator in p.missing})
         rules = sum(len(p.rules) for p in mine)
@@ -210,7 +209,7 @@ def use_packs(*names: str) -> Iterator[None]:
         ...     vmap_core.vmap(torch.cos)(torch.zeros(2))
         tensor([1., 1.])
     """
-    key = tuple(sorted(n for n in names if n != "core"))
+    key = tuple(sorted({*names} - {"core"}))
     _registry.table(key)
     token = _selected.set(key)
     try:
@@ -222,14 +221,11 @@ def use_packs(*names: str) -> Iterator[None]:
 @contextlib.contextmanager
 def table_in_force(table: Table) -> Iterator[None]:
     """Use a table made for the purpose, within a ``with`` block."""
-    key = (f"<table {id(table)}>",)
-    _registry.tables[key] = table
-    token = _selected.set(key)
+    token = _selected.set(table)
     try:
         yield
     finally:
         _selected.reset(token)
-        _registry.tables.pop(key, None)
 
 
 def register(pack: RulePack) -> None:
@@ -245,7 +241,7 @@ def register(pack: RulePack) -> None:
         Table([*(p for ps in _registry.packs.values() for p in ps), pack])
         _registry.packs[pack.name] = [pack]
         _registry.origin[pack.name] = ("this process", "")
-        _registry.tables.clear()
+        _registry.forget_tables()
 
 
 def unregister(name: str) -> None:
@@ -254,7 +250,7 @@ def unregister(name: str) -> None:
         if _registry.origin.get(name, ("",))[0] != "this process":
             raise ValueError(f"no pack named {name!r} was registered in this process")
         del _registry.packs[name], _registry.origin[name]
-        _registry.tables.clear()
+        _registry.forget_tables()
 
 
 # Packs of this project that a user may not have installed: operators by how a word of their name begins.
@@ -271,13 +267,21 @@ KNOWN_PACKS = {
 
 
 def install_hint(op: Any) -> str:
-    """Say what to do about a missing rule: install a pack that has it, or write it."""
+    """Say what to do about a missing rule: get a pack that has it, or write it."""
     name = str(op)
     for distribution, parts in KNOWN_PACKS.items():
         if distribution.removeprefix("vmap-") not in _registry.packs and re.search(
             rf"(?<![a-z])({'|'.join(parts)})", name
         ):
-            return f"Its rule comes with {distribution}: pip install {distribution}"
-    for pack, error in _registry.broken.items():
-        return f"Pack {pack!r} failed to load ({error!r}). To add a rule, see vmap_core.extend.RulePack."
-    return "To add a rule, see vmap_core.extend.RulePack."
+            return f"Its rule comes with {source(distribution)}"
+    broken = [*_registry.broken.items()]
+    failed = "".join(f"Pack {pack!r} did not load: {_registry.missed(error)}. " for pack, error in broken)
+    return f"{failed}To add a rule, see vmap_core.extend.RulePack."
+
+
+def source(distribution: str) -> str:
+    """Return the name of a pack of this project, and how to get it: install it, or mend what keeps it from loading."""
+    error = _registry.broken.get(distribution.removeprefix("vmap-"))
+    if error is not None:
+        return f"{distribution}, which did not load: {_registry.missed(error)}"
+    return f"{distribution}: pip install {distribution}"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import PackConflictError, UnsupportedError, user_location
-from ..torch_compat.operators import CustomOpDef, Missing, OpOverload, OpOverloadPacket
+from ..torch_compat.operators import (
+    CustomOpDef,
+    Missing,
+    NamedOverload,
+    OpOverload,
+    OpOverloadPacket,
+    full_name,
+    overload_of,
+)
+from ..torch_compat.state import initial_state
 
 RuleFunction = Callable[..., Any]
 Kind = Literal["physical", "logical"]
+KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +66,74 @@ def may_return_self(function: RuleFunction) -> Rule:
     return Rule(function, may_return_self=True)
 
 
-def rule_key(op: Any) -> Any:
-    """Return what the table is keyed by: an ``OpOverload``, or the Python or builtin function itself."""
+@dataclass(slots=True)
+class Entry:
+    """A rule as it was entered.
+
+    Attributes:
+        op: the operator.
+        pack: the name of the pack.
+        kind: the kind of the rule, if it is not to be the rule's own.
+        override: whether it may replace another pack's rule.
+        given: the rule, or the function that is one; None where a family makes it.
+        family: makes the rule, given the operator.
+        made: the rule, once it has been asked for.
+    """
+
+    op: Any
+    pack: str
+    kind: Kind | None
+    override: bool
+    given: RuleFunction | Rule | None = None
+    family: Callable[[Any], RuleFunction | Rule] | None = None
+    made: Rule | None = None
+
+    def complete(self) -> Rule:
+        """Return the rule, made when it is first asked for."""
+        if self.made is None:
+            rule: Any = self.given
+            if self.family is not None:
+                with initial_state():  # as if it had been made when the pack was loaded
+                    rule = self.family(overload_of(self.op))
+            rule = rule if isinstance(rule, Rule) else Rule(rule)
+            self.made = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
+        return self.made
+
+
+class Rules(Mapping[Any, Rule]):
+    """Rules by operator. See Note [Operators are looked up late]: so are rules that families make.
+
+    Attributes:
+        entries: by the operator's full name, or by the Python or builtin function itself.
+    """
+
+    def __init__(self) -> None:
+        """Have no rules."""
+        self.entries: dict[Any, Entry] = {}
+
+    def __getitem__(self, op: Any) -> Rule:
+        """Return an operator's rule."""
+        return self.entries[full_name(op) or op].complete()
+
+    def __contains__(self, op: object) -> bool:
+        """Tell whether there is a rule for an operator."""
+        return (full_name(op) or op) in self.entries
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the operators, as they are given to rules."""
+        return (overload_of(entry.op) for entry in self.entries.values())
+
+    def __len__(self) -> int:
+        """Count rules, those that are still to be made among them."""
+        return len(self.entries)
+
+
+def checked_operator(op: Any) -> Any:
+    """Return what a rule is for: an overload, or the Python or builtin function itself.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if isinstance(op, CustomOpDef):
         return op._opoverload
     if isinstance(op, OpOverloadPacket):
@@ -87,7 +163,7 @@ class RulePack:
     def __init__(self, name: str) -> None:
         """Make an empty pack."""
         self.name = name
-        self.rules: dict[Any, Rule] = {}
+        self.rules = Rules()
         self.missing: set[str] = set()
 
     def __repr__(self) -> str:
@@ -103,18 +179,20 @@ class RulePack:
             PackConflictError: the pack has a rule for it already.
             ValueError: there is no such kind.
         """
+        own = rule.kind if isinstance(rule, Rule) else "physical"
+        if (own if kind is None else kind) not in KINDS:
+            raise ValueError(f"the kind of a rule is one of {KINDS}, not {kind or own!r} (for {op} in {self.name!r})")
+        self._enter(op, kind, override, given=rule)
+
+    def _enter(self, op: Any, kind: Kind | None, override: bool, **given: Any) -> None:
         if isinstance(op, Missing):
             self.missing.add(op.__name__)
             return
-        key = rule_key(op)
-        if key in self.rules:
-            raise PackConflictError(f"pack {self.name!r} already has a rule for {key}")
-        if kind not in (None, *get_args(Kind)):
-            raise ValueError(
-                f"the kind of a rule is one of {get_args(Kind)}, not {kind!r} (for {key} in {self.name!r})"
-            )
-        made = rule if isinstance(rule, Rule) else Rule(rule)
-        self.rules[key] = replace(made, kind=kind or made.kind, pack=self.name, override=override)
+        op = checked_operator(op)
+        key = full_name(op) or op
+        if key in self.rules.entries:
+            raise PackConflictError(f"pack {self.name!r} already has a rule for {op}")
+        self.rules.entries[key] = Entry(op, self.name, kind, override, **given)
 
     def rule(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
         """Decorate a batching rule ``(info, in_dims, *args, **kwargs) -> (output, out_dims)``.
@@ -157,12 +235,17 @@ class RulePack:
         return decorate
 
     def family(self, make: Callable[[Any], RuleFunction | Rule], *ops: Any, override: bool = False) -> None:
-        """Enter ``make(op)`` for each operator: one line for operators that one family of rules fits."""
+        """Enter ``make(op)`` for each operator: one line for operators that one family of rules fits.
+
+        For operators that are only named, it is called when the rule is first asked for.
+        """
         for op in ops:
-            if isinstance(op, Missing):
+            if type(op) is NamedOverload:
+                self._enter(op, None, override, family=make)
+            elif isinstance(op, Missing):
                 self.missing.add(op.__name__)
-                continue
-            self.add(op, make(rule_key(op)), override=override)
+            else:
+                self.add(op, make(checked_operator(op)), override=override)
 
     def refuse(self, *ops: Any, reason: str) -> None:
         """Enter a rule that raises UnsupportedError with a reason, and what to do instead."""
@@ -178,7 +261,7 @@ class Table:
     """All rules of the chosen packs, and the plans the dispatcher made from them.
 
     Attributes:
-        rules: operator -> `Rule`.
+        rules: those of its packs, by operator.
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
@@ -194,19 +277,20 @@ class Table:
             PackConflictError: two packs have a rule for one operator and neither, or both, override.
         """
         self.packs = list(packs)
-        self.rules: dict[Any, Rule] = {}
+        self.rules = Rules()
         self.plans: dict[Any, Callable[..., Any]] = {}
         self.autocast_plans: dict[Any, Callable[..., Any]] = {}
+        entries = self.rules.entries
         for pack in self.packs:
-            for op, rule in pack.rules.items():
-                old = self.rules.get(op)
-                if old is not None and old.override == rule.override:
+            for key, entry in pack.rules.entries.items():
+                old = entries.get(key)
+                if old is not None and old.override == entry.override:
                     raise PackConflictError(
-                        f"packs {old.pack!r} and {rule.pack!r} both have a rule for {op}; choose packs with the "
+                        f"packs {old.pack!r} and {entry.pack!r} both have a rule for {entry.op}; choose packs with the "
                         f"VMAP_PACKS environment variable or vmap_core.use_packs(), or let one declare override=True"
                     )
-                if old is None or rule.override:
-                    self.rules[op] = rule
+                if old is None or entry.override:
+                    entries[key] = entry
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
         """Keep what runs the calls of a signature among ``plans``, and return it."""
@@ -217,9 +301,10 @@ class Table:
     def rule(self, op: Any) -> Rule | None:
         """Return the rule entered for an operator, if there is one."""
         try:
-            return self.rules.get(op)
+            known = op in self.rules
         except TypeError:  # an unhashable callable
             return None
+        return self.rules[op] if known else None
 
 
 def is_mutable(op: OpOverload) -> bool:

@@ -1,6 +1,6 @@
 """The core's own rules, a file per family of operators."""
 
-from ..rulekit.packs import hookimpl
+from ..rulekit.discovery import hookimpl
 from ..rulekit.rule import RulePack
 from . import (
     cast,

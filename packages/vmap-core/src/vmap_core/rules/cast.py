@@ -11,7 +11,7 @@ from ..levels.layout import contiguous_strides
 from ..rulekit.dims import ensure_bdim, logical_rank, to_front
 from ..rulekit.rule import Rule, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
 pack = RulePack("core.cast")

@@ -6,7 +6,7 @@ import torch
 
 from ..rulekit.dims import ensure_bdim
 from ..rulekit.rule import RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .view import as_strided
 
 pack = RulePack("core.composite")

@@ -11,7 +11,7 @@ from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, pad_rank, to_front
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .reduction import flat
 
 pack = RulePack("core.dynamic")

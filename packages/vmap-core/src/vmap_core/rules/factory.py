@@ -11,7 +11,7 @@ from ..dispatch.planner import call_inherent
 from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .random import one_sample
 
 pack = RulePack("core.factory")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..rulekit.dims import physical_dims
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.fft")
 

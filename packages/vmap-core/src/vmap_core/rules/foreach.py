@@ -11,8 +11,9 @@ from torch import Tensor
 from ..levels.args import unwrap
 from ..levels.ownership import promote
 from ..levels.tensor import make_batched
-from ..rulekit.rule import RulePack
-from ..torch_compat.operators import aten
+from ..rulekit.rule import Rule, RulePack
+from ..torch_compat.operators import named_aten as aten
+from ..torch_compat.operators import overload_names
 
 pack = RulePack("core.foreach")
 
@@ -68,8 +69,9 @@ def _for_each(op: Any, element: Callable[..., Any]) -> Callable[..., Any]:
 _NOT_ELEMENTWISE = ("max", "mm", "norm", "powsum")
 
 
-def _on_lists(op: Any, name: str) -> Callable[..., Any]:
+def _on_lists(op: Any) -> Rule:
     """Make the rule: one call on lists of physical tensors where that means the same, else one for each element."""
+    name = op._schema.name.removeprefix("aten::_foreach_")
     body = _for_each(op, _element(name))
     lists = [i for i, a in enumerate(op._schema.arguments) if str(a.type) == "List[Tensor]"]
 
@@ -89,7 +91,7 @@ def _on_lists(op: Any, name: str) -> Callable[..., Any]:
         op([target._value for target in args[0]], *values[1:], **kwargs)
         return args[0]
 
-    return on_lists
+    return Rule(on_lists, "logical")
 
 
 def _alike(column: Any) -> bool:
@@ -100,9 +102,7 @@ def _alike(column: Any) -> bool:
     return not (torch.is_grad_enabled() and any(x.requires_grad for x, _ in column))
 
 
-for _packet in sorted(name for name in dir(torch) if name.startswith("_foreach_")):
-    _name = _packet.removeprefix("_foreach_")
-    for _overload in getattr(aten, _packet).overloads():
-        _op = getattr(getattr(aten, _packet), _overload)
-        if not _overload.endswith("out") and f"{_packet}.{_overload}" not in _READS:
-            pack.logical(_op)(_on_lists(_op, _name))
+for _name in overload_names("aten::_foreach_"):
+    _packet, _, _overload = _name.partition(".")
+    if hasattr(torch, _packet) and not _overload.endswith("out") and _name not in _READS:
+        pack.family(_on_lists, getattr(getattr(aten, _packet), _overload or "default"))

@@ -18,7 +18,7 @@ from ..levels.args import any_batched
 from ..levels.ownership import promote
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.rule import RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .dynamic import mask_error
 
 pack = RulePack("core.getitem")

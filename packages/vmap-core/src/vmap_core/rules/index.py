@@ -13,7 +13,7 @@ from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from ..torch_compat.tensors import dual_level
 from .dynamic import places_of
 from .view import logical_shape

@@ -10,7 +10,7 @@ from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
 from ..rulekit.rule import RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .reshape import numel
 from .view import logical_shape
 

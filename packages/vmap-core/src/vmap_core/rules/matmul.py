@@ -11,7 +11,7 @@ import torch
 from ..rulekit.dims import ensure_bdim, physical_dim, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.matmul")
 
@@ -229,10 +229,10 @@ def _add_product(name: str, product: Any) -> None:
     pack.composite(getattr(aten, name).default)(add_product)
 
 
-_add_product("addmm", aten.mm.default)
-_add_product("addmv", aten.mv.default)
-_add_product("baddbmm", aten.bmm.default)
-_add_product("addbmm", lambda a, b: aten.bmm.default(a, b).sum(0))
+_add_product("addmm", torch.mm)
+_add_product("addmv", torch.mv)
+_add_product("baddbmm", torch.bmm)
+_add_product("addbmm", lambda a, b: torch.bmm(a, b).sum(0))
 _add_product("addr", lambda a, b: a[:, None] * b)
 
 

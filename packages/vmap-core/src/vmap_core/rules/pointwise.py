@@ -2,7 +2,7 @@
 
 from ..rulekit.families import pointwise
 from ..rulekit.rule import RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.pointwise")
 

@@ -9,7 +9,7 @@ import torch
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from . import view
 
 pack = RulePack("core.properties")
@@ -20,16 +20,16 @@ def _getter(name: str) -> Any:
     return getattr(torch.Tensor, name).__get__
 
 
-def _property(name: str, op: Any) -> None:
+def _property(name: str, operator: str) -> None:
     """Answer a property of Tensor with the operator that computes it."""
 
     def view_property(info: Any, in_dims: Any, x: Any) -> Any:
-        return view.pack.rules[op].function(info, in_dims, x)
+        return view.pack.rules[getattr(aten, operator).default].function(info, in_dims, x)
 
     pack.add(_getter(name), by_shape(view_property))
 
 
-_property("T", aten.numpy_T.default)
+_property("T", "numpy_T")
 
 
 def _matrix(name: str, conjugate: bool) -> RuleFunction:
@@ -58,5 +58,5 @@ for _name, _conjugate, _ops in (
     for _op in _ops:
         pack.add(_op, _matrix(_name, _conjugate))
 
-for _name, _op in (("real", aten.real.default), ("imag", aten.imag.default), ("data", aten.detach.default)):
-    _property(_name, _op)
+for _name, _operator in (("real", "real"), ("imag", "imag"), ("data", "detach")):
+    _property(_name, _operator)

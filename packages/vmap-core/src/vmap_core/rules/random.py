@@ -16,7 +16,7 @@ from ..rulekit.dims import ensure_bdim, logical_rank, pad_rank, to_front
 from ..rulekit.loop import loop
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
 pack = RulePack("core.random")

@@ -12,7 +12,7 @@ from ..levels.read import item, truth
 from ..levels.tensor import BatchedTensor
 from ..rulekit.dims import to_front
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.read")
 

@@ -13,7 +13,7 @@ from ..rulekit.dims import ensure_bdim, physical_dims, to_front
 from ..rulekit.families import along_dim, reduction
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from ..torch_compat.tensors import dual_level
 
 pack = RulePack("core.reduction")
@@ -94,15 +94,11 @@ def flat(x: Any, bdim: int) -> Any:
     return x.reshape(x.shape[0], x.shape[1:].numel())
 
 
-for _op, _dim_op in (
-    (aten.all.default, aten.all.dims),
-    (aten.any.default, aten.any.dims),
-    (aten.mean.default, aten.mean.dim),
-    (aten.sum.default, aten.sum.dim_IntList),
-):
-    pack.add(_op, over_all(_dim_op))
+pack.family(lambda op: over_all(op.overloadpacket.dims), aten.all.default, aten.any.default)
+pack.family(lambda _: over_all(aten.mean.dim), aten.mean.default)
+pack.family(lambda _: over_all(aten.sum.dim_IntList), aten.sum.default)
 
-pack.add(aten.prod.default, over_flat(aten.prod.dim_int))
+pack.family(lambda _: over_flat(aten.prod.dim_int), aten.prod.default)
 
 
 def _truth(op: Any) -> RuleFunction:
@@ -158,8 +154,8 @@ def _extreme(op: Any) -> RuleFunction:
     return extreme
 
 
-pack.add(aten.max.default, _extreme(aten.amax.default))
-pack.add(aten.min.default, _extreme(aten.amin.default))
+pack.family(lambda _: _extreme(aten.amax.default), aten.max.default)
+pack.family(lambda _: _extreme(aten.amin.default), aten.min.default)
 
 
 def _middle(op: Any) -> RuleFunction:
@@ -178,11 +174,12 @@ def _middle(op: Any) -> RuleFunction:
     return middle
 
 
-pack.add(aten.median.default, _middle(aten.median.dim))
-pack.add(aten.nanmedian.default, _middle(aten.nanmedian.dim))
+pack.family(lambda op: _middle(op.overloadpacket.dim), aten.median.default, aten.nanmedian.default)
 
 
 def _moment(op: Any) -> RuleFunction:
+    op = op.overloadpacket.correction
+
     def moment(info: Any, in_dims: Any, x: Any, unbiased: bool = True) -> Any:
         """(*) -> ()."""
         return op(flat(x, in_dims[0]), [1], correction=int(unbiased)), 0
@@ -190,8 +187,7 @@ def _moment(op: Any) -> RuleFunction:
     return moment
 
 
-for _packet in (aten.var, aten.std, aten.var_mean, aten.std_mean):
-    pack.add(_packet.default, _moment(_packet.correction))
+pack.family(_moment, aten.var.default, aten.std.default, aten.var_mean.default, aten.std_mean.default)
 
 
 def _arg(op: Any) -> RuleFunction:

@@ -13,7 +13,7 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import to_front, wrap_dim
 from ..rulekit.rule import Rule, RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
 pack = RulePack("core.reshape")
@@ -70,7 +70,7 @@ def _reshaper(name: str) -> RuleFunction:
 
 
 _physical_view = _reshaper("view")
-_shared_view = unbatched_run(torch.Tensor.view, aten.view.default)
+_shared_view = unbatched_run(torch.Tensor.view, torch.ops.aten.view.default)
 
 
 def view(info, x, shape):

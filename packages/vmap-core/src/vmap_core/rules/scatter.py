@@ -10,7 +10,7 @@ from ..levels.read import every_sample
 from ..rulekit.dims import align, ensure_bdim, logical_rank, physical_dim, physical_dims, to_front, wrap_dim
 from ..rulekit.families import pointwise
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .reduction import flat
 from .view import logical_shape
 

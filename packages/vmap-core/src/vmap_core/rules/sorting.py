@@ -11,7 +11,7 @@ from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples
 from ..rulekit.families import along_dim
 from ..rulekit.rule import RuleFunction, RulePack
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 from .reduction import flat
 
 pack = RulePack("core.sorting")

@@ -10,7 +10,7 @@ from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import aten
+from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.view")
 

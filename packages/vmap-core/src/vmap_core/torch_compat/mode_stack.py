@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _disabled_torch_function_impl as disabled_torch_function_impl
 from torch._C import _EnableTorchFunction as EnableTorchFunction
@@ -23,4 +26,16 @@ __all__ = [
     "push_mode",
     "skip_one_hop",
     "stack_size",
+    "without_modes",
 ]
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """Run a block with nothing on the stack: no level, and no mode of the user's."""
+    modes = [pop_mode() for _ in range(stack_size())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            push_mode(mode)

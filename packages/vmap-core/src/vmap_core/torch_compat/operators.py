@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -33,6 +35,12 @@ def overloads(namespace: str = "aten") -> Iterator[Any]:
             yield getattr(getattr(getattr(torch.ops, space), name), overload or "default")
         except (AttributeError, RuntimeError):  # only TorchScript knows it
             continue
+
+
+def overload_names(beginning: str) -> list[str]:
+    """Return the names of the overloads of a library that begin so, without the library: ``"add.Tensor"``."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.partition("::")[2] for name in names if name.startswith(beginning))
 
 
 def is_leaf(op: OpOverload) -> bool:
@@ -95,8 +103,8 @@ def is_random(func: Any) -> bool:
 RANDOM = torch.Tag.nondeterministic_seeded
 
 __all__ = [
-    "RANDOM", "CustomOpDef", "Missing", "OpOverload", "OpOverloadPacket", "aten", "decomposition_of", "definition_of",
-    "find", "has_kernel", "is_composite", "is_leaf", "is_random", "overloads", "overloads_of", "packet_of",
+    "RANDOM", "CustomOpDef", "Missing", "NamedOverload", "OpOverload", "OpOverloadPacket", "aten", "decomposition_of", "definition_of",
+    "find", "full_name", "has_kernel", "is_composite", "is_leaf", "is_random", "named_aten", "overload_names", "overload_of", "overloads", "overloads_of", "packet_of",
 ]  # fmt: skip
 
 
@@ -141,41 +149,128 @@ class Missing:
         return []
 
 
+class NamedOverload:
+    """An overload of which only the name is known; it is the overload as soon as something is asked of it.
+
+    Note [Operators are looked up late]: PyTorch makes an operator's object in some 70 microseconds, when it is first
+    asked for, and the packs have a thousand of them. A program uses a few. So at the top of a module, where rules are
+    entered, ``named_aten.add.Tensor`` is a name; in functions, which run when there is something to be done, it is the
+    overload. `RulePack` takes names as they are. Whatever else is done with one at the top of a module is done with the
+    overload, all but ``is``: there a module takes `aten` that passes overloads to functions, or keeps them.
+    """
+
+    __slots__ = ("_find", "_full")
+
+    def __init__(self, full: str, find: Callable[[], OpOverload]) -> None:
+        """Stand for the overload that ``find`` returns, of a name such as ``"aten::add.Tensor"``."""
+        self._full = full
+        self._find = find
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the overload has."""
+        return getattr(self._find(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the overload."""
+        return self._find()(*args, **kwargs)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Pass for an overload."""
+        return OpOverload
+
+    def __eq__(self, other: object) -> bool:
+        """Be the overload."""
+        return bool(self._find() == overload_of(other))
+
+    def __hash__(self) -> int:
+        """Hash as the overload."""
+        return hash(self._find())
+
+    def __repr__(self) -> str:
+        """Show what the overload shows."""
+        return repr(self._find())
+
+    def __str__(self) -> str:
+        """Return what the overload is called."""
+        return str(self._find())
+
+
+def overload_of(op: Any) -> Any:
+    """Return the overload, if only its name is known; anything else as it is."""
+    return op._find() if type(op) is NamedOverload else op
+
+
+def full_name(op: Any) -> str | None:
+    """Return the name of an overload, such as ``"aten::add.Tensor"``; None if it is something else."""
+    if type(op) is NamedOverload:
+        return op._full
+    return op.name() if isinstance(op, OpOverload) else None
+
+
 class _Packet:
     """An operator, for its overloads: ``aten.add.Tensor``."""
 
-    def __init__(self, packet: Any) -> None:
-        self._packet = packet
-        self.__name__ = packet.__name__
+    def __init__(self, library: _Library, name: str) -> None:
+        self._library = library
+        self.__name__ = name
 
     def __getattr__(self, name: str) -> Any:
         """Return an overload, or what else the operator has."""
-        packet = self._packet
-        found = getattr(packet, name) if hasattr(packet, name) else Missing(f"{packet}.{name}")
+        full = f"{self._library._name}::{self.__name__}" + (f".{name}" if name != "default" else "")
+        if self._library._gives_names(sys._getframe(1)) and torch._C._dispatch_has_kernel(full):
+            return NamedOverload(full, lambda: getattr(self, name))
+        found = getattr(self._found(), name, None)
+        found = Missing(f"{self}.{name}") if found is None else found
         self.__dict__[name] = found
         return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the operator: PyTorch chooses the overload."""
-        return self._packet(*args, **kwargs)
+        return (self._found() or Missing(str(self)))(*args, **kwargs)
+
+    def __bool__(self) -> bool:
+        """Tell whether this version of PyTorch has the operator."""
+        return self._found() is not None
+
+    def __str__(self) -> str:
+        """Return what the operator is called."""
+        return f"{self._library._name}.{self.__name__}"
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Pass for what it stands for."""
+        return OpOverloadPacket
+
+    def _found(self) -> Any:
+        return getattr(getattr(torch.ops, self._library._name), self.__name__, None)
 
 
 class _Library:
     """A library's operators."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, late: bool = False) -> None:
         self._name = name
+        self._late = late
 
     def __getattr__(self, name: str) -> Any:
         """Return an operator."""
-        packet = getattr(getattr(torch.ops, self._name), name, None)
-        found = Missing(f"{self._name}.{name}") if packet is None else _Packet(packet)
-        self.__dict__[name] = found
-        return found
+        packet: Any = _Packet(self, name)
+        if not self._gives_names(sys._getframe(1)) and not packet:
+            packet = Missing(f"{self._name}.{name}")
+        self.__dict__[name] = packet
+        return packet
+
+    def _gives_names(self, asking: FrameType) -> bool:
+        """Tell whether only the name is wanted: by the code of a module, and no function."""
+        return self._late and asking.f_code.co_name == "<module>"
 
 
 aten: Any = _Library("aten")
 """PyTorch's operators, for rules: as ``torch.ops.aten``, but what this version lacks is a `Missing`."""
+
+named_aten: Any = _Library("aten", late=True)
+"""The same for modules that enter many rules; see Note [Operators are looked up late]."""
 
 
 def find(name: str) -> Any:

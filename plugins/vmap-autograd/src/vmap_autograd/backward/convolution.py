@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim
+from vmap_core.extend import Level, RulePack, ensure_bdim
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("autograd.backward.convolution")
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, logical_rank
+from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("autograd.backward.folded")
 
@@ -118,4 +119,5 @@ RESIZES = (
     aten.upsample_nearest3d_backward,
     aten.upsample_trilinear3d_backward,
 )
-pack.family(of_size, *(packet.default for packet in RESIZES))
+for _packet in RESIZES:
+    pack.family(of_size, _packet.default)

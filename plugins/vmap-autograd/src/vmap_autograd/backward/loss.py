@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, UnsupportedError, aten, ensure_bdim, logical_rank, user_location
+from vmap_core.extend import Level, RulePack, UnsupportedError, ensure_bdim, logical_rank, user_location
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("autograd.backward.loss")
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Level, RulePack, aten, ensure_bdim, pad_rank, pointwise
+from vmap_core.extend import Level, RulePack, ensure_bdim, pad_rank, pointwise
+from vmap_core.extend import named_aten as aten
 
 pack = RulePack("autograd.backward.pointwise")
 pack.family(pointwise, aten.hardshrink_backward.default, aten.softshrink_backward.default)
