@@ -156,8 +156,8 @@ class TracedTable(Table):
 
     def __init__(self, table: Table, trace: Trace) -> None:
         """Take the rules over; the plans are made anew."""
-        self.packs, self.rules = table.packs, table.rules
-        self.plans, self.autocast_plans = {}, {}
+        self.packs, self.rules, self.checks = table.packs, table.rules, table.checks
+        self.plans, self.autocast_plans, self._checked = {}, {}, None
         self.trace = trace
         self._since: float | None = None
 

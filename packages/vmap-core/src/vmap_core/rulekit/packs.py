@@ -20,6 +20,7 @@ from .rule import RulePack, Table
 
 GROUP = "vmap.rules"
 VARIABLE = "VMAP_PACKS"
+CHECKS = os.environ.get("VMAP_CHECK", "0") != "0"  # check what the rules of this project return, too
 
 # The core's own rules: a pack like any other's, also where the core runs from its sources.
 CORE = importlib.metadata.EntryPoint("core", "vmap_core.rules", GROUP)
@@ -130,7 +131,7 @@ class _Registry:
                 unknown = [k for k in keys if k not in self.packs]
                 if unknown:
                     raise _unknown(unknown, self)
-                table = self.tables[names] = Table(p for k in keys for p in self.packs[k])
+                table = self.tables[names] = Table((p for k in keys for p in self.packs[k]), CHECKS)
         return table
 
 
@@ -219,6 +220,11 @@ def use_packs(*names: str) -> Iterator[None]:
         _selected.reset(token)
 
 
+def checking() -> contextlib.AbstractContextManager[None]:
+    """Check what all rules return, within a ``with`` block."""
+    return table_in_force(current_table().checked())
+
+
 @contextlib.contextmanager
 def table_in_force(table: Table) -> Iterator[None]:
     """Use a table made for the purpose, within a ``with`` block."""
@@ -268,6 +274,14 @@ KNOWN_PACKS = {
     "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "aten.renorm"),
     "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
 }  # fmt: skip
+
+
+def is_own(pack: str) -> bool:
+    """Tell whether a pack, or how a call runs without one, is this project's."""
+    return re.split(r"\W", pack, maxsplit=1)[0] in _OWN
+
+
+_OWN = {"core", *(distribution.removeprefix("vmap-") for distribution in KNOWN_PACKS)}
 
 
 def install_hint(op: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from ..errors import PackConflictError, UnsupportedError, user_location
+from ..errors import PackConflictError, UnsupportedError, function_name, user_location
 from ..torch_compat.operators import CustomOpDef, Missing, OpOverload, OpOverloadPacket
 
 RuleFunction = Callable[..., Any]
@@ -48,7 +48,7 @@ class Rule:
     @property
     def place(self) -> str:
         """Where the rule is, as ``module.function``."""
-        return f"{self.function.__module__}.{self.function.__name__}"
+        return f"{self.function.__module__}.{function_name(self.function)}"
 
 
 def may_return_self(function: RuleFunction) -> Rule:
@@ -181,19 +181,22 @@ class Table:
         rules: operator -> `Rule`.
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
+        checks: whether what this project's own rules return is checked, too.
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
             call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
 
-    def __init__(self, packs: Iterable[RulePack]) -> None:
+    def __init__(self, packs: Iterable[RulePack], checks: bool = False) -> None:
         """Merge packs.
 
         Raises:
             PackConflictError: two packs have a rule for one operator and neither, or both, override.
         """
         self.packs = list(packs)
+        self.checks = checks
+        self._checked: Table | None = None
         self.rules: dict[Any, Rule] = {}
         self.plans: dict[Any, Callable[..., Any]] = {}
         self.autocast_plans: dict[Any, Callable[..., Any]] = {}
@@ -209,10 +212,26 @@ class Table:
                     self.rules[op] = rule
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
-        """Keep what runs the calls of a signature among ``plans``, and return it."""
+        """Keep what runs the calls of a signature among ``plans``, and return what runs the first of them."""
         run: Callable[..., Any] = plan.run
-        plans[key] = run
-        return run
+        if plan.first is None:
+            plans[key] = run
+            return run
+
+        def first(level: Any, args: Any, kwargs: Any) -> Any:
+            out = plan.first(level, args, kwargs)
+            plans[key] = run
+            return out
+
+        return first
+
+    def checked(self) -> Table:
+        """Return the table of the same packs that checks all rules."""
+        if self.checks:
+            return self
+        if self._checked is None:
+            self._checked = Table(self.packs, checks=True)
+        return self._checked
 
     def rule(self, op: Any) -> Rule | None:
         """Return the rule entered for an operator, if there is one."""
