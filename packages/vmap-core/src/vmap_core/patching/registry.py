@@ -6,7 +6,7 @@ function runs somewhere in this process. Any other stays, and tells torch.compil
 Note [In place while a mapped function runs]: vmap is entered often, so what happens there is a function made for the
 purpose, a line for each patch. A function in Python is given other code: it stays the object that it is, and is served
 wherever somebody has kept it (``apply = MyFunction.apply``); anything else is replaced in its module. Who is inside, in
-any thread, is counted in a list. "Nobody is", and the lines that follow, are one step for other threads, since CPython
+any thread, is kept in a dict. "Nobody is", and the lines that follow, are one step for other threads, since CPython
 lets them run at calls and at jumps back only; where it has no GIL the patches stay in place.
 """
 
@@ -201,18 +201,18 @@ def _calling(function: Any, like: CodeType) -> CodeType:
     return code.replace(co_consts=consts, co_freevars=like.co_freevars, co_name=like.co_name)
 
 
-_names: dict[str, Any] = {"inside": [], "placed": False}  # of the functions that presence calls
+_names: dict[str, Any] = {"inside": {}, "placed": False}  # of the functions that presence calls
 _SOURCE = """
-def enter():
+def enter(who):
     global placed
-    inside.append(None)
+    inside[who] = None
     if not placed:
         {enter}
         placed = True
 
-def leave():
+def leave(who):
     global placed
-    inside.pop()
+    inside.pop(who, None)
     if not inside:
         {leave}
         placed = False

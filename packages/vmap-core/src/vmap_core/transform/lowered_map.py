@@ -35,9 +35,9 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     """
     size = vectors[0].shape[0]
     level = Level(size, "error", current_table(), function)
-    level.depth = _OUTSIDE + len(_running.levels)
+    outside = len(_running.levels)
+    level.depth = _OUTSIDE + outside
     level.dispatch_keys = dispatch_keys()
-    _running.levels.append(level)
 
     def raised(x: Any) -> Any:
         if type(x) is BatchedTensor:
@@ -50,7 +50,8 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
         return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)
 
     try:
+        _running.levels.append(level)
         return [raised(x) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
     finally:
-        _running.levels.pop()
+        del _running.levels[outside:]
         level.active = False
