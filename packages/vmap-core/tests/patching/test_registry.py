@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import traceback
+import types
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import vmap_core
 from vmap_core import vmap
 from vmap_core.extend import Patch
+from vmap_core.patching import registry
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -242,6 +245,40 @@ def test_install_and_uninstall():
         assert torch.is_tensor is native
     finally:
         _forget(patch)
+
+
+def test_the_frame_of_a_function_with_free_variables_can_be_looked_at():
+    """As pytest, debuggers and reporters of errors do."""
+
+    def make(args, function, free):
+        def f(x):
+            return args, function, free, x
+
+        return f
+
+    module = types.ModuleType("with_free_variables")
+    module.f = f = make(1, 2, 3)
+    sys.modules["with_free_variables"] = module
+    added = Patch("with_free_variables.f", lambda native: lambda x: (*native(x)[:3], x / 0), "", inside=True).install()
+    try:
+        assert f(4) == (1, 2, 3, 4)
+        seen = []
+
+        def mapped(x):
+            try:
+                f(1)
+            except ZeroDivisionError as error:
+                frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+                seen.extend(dict(frame.f_locals) for frame in frames)
+            return x
+
+        vmap(mapped)(torch.ones(2))
+        assert len(seen) == 3 and seen[2]["x"] == 1 and seen[1]["free"] == 3
+        assert f(4) == (1, 2, 3, 4)
+    finally:
+        added.uninstall()
+        registry._patches.remove(added)
+        del sys.modules["with_free_variables"]
 
 
 def test_one_that_comes_while_a_mapped_function_runs():

@@ -17,6 +17,7 @@ import torch
 from ..levels.level import Level, pushed
 from ..levels.tensor import BatchedTensor
 from ..rulekit.checked import checked
+from ..rulekit.keeping import keep, lasts
 from ..rulekit.packs import is_own
 from ..rulekit.rule import Rule, Table
 from ..torch_compat.mode_stack import pop_mode, push_mode, skip_one_hop
@@ -76,7 +77,7 @@ def by_elements(key: Any, count: int) -> Run:
                 full = (key, _element_types(args[0]))
                 run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
                 if LISTS.isdisjoint(types):
-                    runs[types] = run
+                    keep(runs, types, run)
             return run(level, args, kwargs)
 
         return run_by_first
@@ -108,9 +109,14 @@ LISTS: set[type] = {list, tuple}  # and those of their kind that have been met
 
 def _learn_lists(args: Any) -> None:
     for a in args:
-        if isinstance(a, list | tuple | dict) and type(a) is not torch.Size:
-            LISTS.add(type(a))
+        if _is_list(a):
+            if lasts(type(a)):
+                LISTS.add(type(a))
             _learn_lists(_items(a))
+
+
+def _is_list(a: Any) -> bool:
+    return isinstance(a, list | tuple | dict) and type(a) is not torch.Size
 
 
 def _items(a: Any) -> Any:
@@ -211,7 +217,7 @@ def _overriding(args: Any) -> Iterator[type]:
     """Iterate over types of arguments that are no tensors and yet take part in calls of PyTorch's functions."""
     for a in args:
         kind = type(a)
-        if kind in LISTS:
+        if _is_list(a):
             yield from _overriding(_items(a))
         elif hasattr(kind, "__torch_function__") and kind is not BatchedTensor and not issubclass(kind, torch.Tensor):
             yield kind

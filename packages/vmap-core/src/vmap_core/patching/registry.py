@@ -190,15 +190,25 @@ def _resolved(path: str) -> Any:
 
 
 def _calling(function: Any, like: CodeType) -> CodeType:
-    """Return code that hands all its arguments to a function, for a function that has had other code."""
+    """Return code that hands all its arguments to a function, for a function that has had other code.
 
-    def stub(*args: Any, **kwargs: Any) -> Any:
-        function = "the function"
-        return function(*args, **kwargs)  # type: ignore[operator]
-
-    code = stub.__code__
+    It has the same free variables, made by the compiler: with their names alone, ``f_locals`` of its frame is a crash.
+    """
+    names: dict[str, Any] = {}
+    exec(_STUB.format(free=", ".join(f"free_{i}" for i in range(len(like.co_freevars)))), names)
+    code = names["outer"](*like.co_freevars).__code__
     consts = tuple(function if const == "the function" else const for const in code.co_consts)
-    return code.replace(co_consts=consts, co_freevars=like.co_freevars, co_name=like.co_name)
+    return code.replace(co_consts=consts, co_freevars=like.co_freevars, co_name=like.co_name, co_filename=__file__)
+
+
+_STUB = """
+def outer({free}):
+    def stub(*args, **kwargs):
+        function = "the function"
+        return function(*args, **kwargs)
+        ({free})
+    return stub
+"""
 
 
 _names: dict[str, Any] = {"inside": {}, "placed": False}  # of the functions that presence calls

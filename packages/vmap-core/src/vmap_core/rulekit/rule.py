@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import PackConflictError, UnsupportedError, function_name, user_location
 from ..torch_compat.operators import CustomOpDef, Missing, OpOverload, OpOverloadPacket
+from .keeping import keep
 
 RuleFunction = Callable[..., Any]
 Kind = Literal["physical", "logical"]
@@ -213,17 +214,22 @@ class Table:
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
         """Keep what runs the calls of a signature among ``plans``, and return what runs the first of them."""
-        run: Callable[..., Any] = plan.run
+        run = self.run_of(key, plan.run, plan.served)
         if plan.first is None:
-            plans[key] = run
+            keep(plans, key, run)
             return run
+        check = self.run_of(key, plan.first, plan.served)
 
         def first(level: Any, args: Any, kwargs: Any) -> Any:
-            out = plan.first(level, args, kwargs)
-            plans[key] = run
+            out = check(level, args, kwargs)
+            keep(plans, key, run)
             return out
 
         return first
+
+    def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
+        """Return what runs the calls of a signature; a table that is traced watches it."""
+        return run
 
     def checked(self) -> Table:
         """Return the table of the same packs that checks all rules."""

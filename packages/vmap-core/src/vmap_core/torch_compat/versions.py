@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +53,16 @@ except ImportError:
         def __missing__(self, name: str) -> Any:
             return self.under[name]
 
-    @functools.cache
+    _bodies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
     def _body(func: Any) -> Callable[..., Any]:
         """Return a copy of a function that asks no argument whether it overrides it."""
-        return _copy(func, {func})
+        made: Callable[..., Any] | None = _bodies.get(func)
+        if made is None:
+            made = _copy(func, {func})
+            if made is not func:
+                _bodies[func] = made
+        return made
 
     def _copy(func: Any, seen: set[Any]) -> Any:
         code, under, cells = func.__code__, func.__globals__, func.__closure__ or ()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch.plan import Plan, Served
+from ..dispatch.plan import Served
 from ..errors import UnsupportedError, function_name, user_location
 from ..levels import tree as _tree
 from ..levels.args import unwrap, wrap
@@ -54,14 +54,10 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                plan = level.plans.get((self,)) or level.table.enter(level.plans, (self,), self._plan())
-                return plan(level, args, kwargs)
+                return level.table.run_of((self,), self._at, Served(self.how))(level, args, kwargs)
         finally:
             push_mode(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
-
-    def _plan(self) -> Plan:
-        return Plan(self._at, Served(self.how))
 
     def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves: list[Any] = []

@@ -39,19 +39,20 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     level.depth = _OUTSIDE + outside
     level.dispatch_keys = dispatch_keys()
 
-    def raised(x: Any) -> Any:
-        if type(x) is BatchedTensor:
-            value = raised(x._value)
-            return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
-        if type(x) is not LoweredTensor:
-            return x.expand(size, *x.shape)
-        bdim = x._batched._bdim
-        value = x._batched._value
-        return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)
-
     try:
         _running.levels.append(level)
-        return [raised(x) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
+        return [_raised(x, size) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
     finally:
         del _running.levels[outside:]
         level.active = False
+
+
+def _raised(x: Any, size: int) -> Any:
+    if type(x) is BatchedTensor:
+        value = _raised(x._value, size)
+        return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
+    if type(x) is not LoweredTensor:
+        return x.expand(size, *x.shape)
+    bdim = x._batched._bdim
+    value = x._batched._value
+    return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)
