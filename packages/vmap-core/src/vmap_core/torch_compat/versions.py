@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,14 +52,14 @@ except ImportError:
         def __missing__(self, name: str) -> Any:
             return self.under[name]
 
-    _bodies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    _bodies: dict[Any, Callable[..., Any]] = {}  # of PyTorch's own: another may die, and a copy may refer to it
 
     def _body(func: Any) -> Callable[..., Any]:
         """Return a copy of a function that asks no argument whether it overrides it."""
-        made: Callable[..., Any] | None = _bodies.get(func)
+        made = _bodies.get(func)
         if made is None:
             made = _copy(func, {func})
-            if made is not func:
+            if str(func.__module__).partition(".")[0] == "torch":
                 _bodies[func] = made
         return made
 
