@@ -3,6 +3,7 @@
 import dataclasses
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -314,3 +315,56 @@ def test_options_that_need_each_other():
     ):
         with pytest.raises(ValueError, match="chunk_size"):
             vmap(torch.sin, **options)
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, 2.5e9, "1GiB", torch.tensor(5)])
+def test_budgets_that_are_none(bad):
+    with pytest.raises(ValueError, match="memory_budget should be None or a whole number of bytes greater than 0"):
+        vmap(torch.sin, chunk_size="auto", memory_budget=bad)
+
+
+def test_a_budget_of_numpys():
+    assert torch.equal(
+        vmap(torch.sin, chunk_size="auto", memory_budget=np.int64(100))(torch.ones(20)), torch.ones(20).sin()
+    )
+
+
+GIB = 2**30
+NAMES = {
+    2: ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    1: ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ({}, 16),  # no groups: what the host has
+        ({"a/b": ("max", 5, 0), "a": (9, 6, 0)}, 3),  # the outer one is narrower
+        ({"a/b": (8, 6, 1), "a": (99, 50, 0)}, 3),  # of what is used, the cache can be had back
+        ({"": (8, 1, 0)}, 7),  # a container: it sees its own group as the outermost
+        ({"a/b": (2, 3, 0)}, 0),  # nothing left
+        ({"a/b": (99, 3, 0)}, 16),  # a limit beyond the host's memory
+        ({"other": (1, 1, 0)}, 16),  # somebody else's
+    ],
+)
+def test_free_memory_is_what_the_control_groups_leave(version, groups, expected, tmp_path, monkeypatch):
+    place, limit, used, cached = NAMES[version]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {16 * 2**20} kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(
+        "0::/a/b\n" if version == 2 else "5:cpu,memory:/a/b\n1:name=systemd:/x:y\n"
+    )
+    for group, (most, now, cache) in groups.items():
+        files = tmp_path / place / group
+        files.mkdir(parents=True, exist_ok=True)
+        (files / limit).write_text(f"{most if most == 'max' else most * GIB}\n")
+        (files / used).write_text(f"{now * GIB}\n")
+        (files / "memory.stat").write_text(f"anon 17\n{cached} {cache * GIB}\n")
+    monkeypatch.setattr(_memory, "ROOT", tmp_path)
+    assert _memory.free_bytes(torch.device("cpu")) == expected * GIB
+
+
+def test_free_memory_of_this_machine():
+    assert 2**20 < _memory.free_bytes(torch.device("cpu")) < 2**50

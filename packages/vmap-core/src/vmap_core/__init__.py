@@ -10,6 +10,7 @@ from .errors import (
     InplaceError,
     PackConflictError,
     RandomnessError,
+    RuleError,
     UnsupportedError,
     VmapError,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Program",
     "RandomnessError",
     "Report",
+    "RuleError",
     "UnsupportedError",
     "VmapError",
     "capture",

@@ -48,6 +48,10 @@ class PackConflictError(VmapError):
     """Two rule packs offer the same name, or a rule for the same operator."""
 
 
+class RuleError(VmapError, ValueError):
+    """A batching rule returned something else than an output and its batch dims."""
+
+
 class FallbackWarning(UserWarning):
     """An operation ran in the slow loop over the batch.
 

@@ -16,6 +16,7 @@ from .levels.stack import current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
+from .rulekit.checked import run_rule
 from .rulekit.dims import (
     align,
     ensure_bdim,
@@ -97,6 +98,7 @@ __all__ = [
     "requires_grad_",
     "resumed",
     "run_lowered",
+    "run_rule",
     "sequential",
     "to_front",
     "unregister",

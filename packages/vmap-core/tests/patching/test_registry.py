@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import traceback
+import types
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import vmap_core
 from vmap_core import vmap
 from vmap_core.extend import Patch
+from vmap_core.patching import registry
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -244,6 +247,40 @@ def test_install_and_uninstall():
         _forget(patch)
 
 
+def test_the_frame_of_a_function_with_free_variables_can_be_looked_at():
+    """As pytest, debuggers and reporters of errors do."""
+
+    def make(args, function, free):
+        def f(x):
+            return args, function, free, x
+
+        return f
+
+    module = types.ModuleType("with_free_variables")
+    module.f = f = make(1, 2, 3)
+    sys.modules["with_free_variables"] = module
+    added = Patch("with_free_variables.f", lambda native: lambda x: (*native(x)[:3], x / 0), "", inside=True).install()
+    try:
+        assert f(4) == (1, 2, 3, 4)
+        seen = []
+
+        def mapped(x):
+            try:
+                f(1)
+            except ZeroDivisionError as error:
+                frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+                seen.extend(dict(frame.f_locals) for frame in frames)
+            return x
+
+        vmap(mapped)(torch.ones(2))
+        assert len(seen) == 3 and seen[2]["x"] == 1 and seen[1]["free"] == 3
+        assert f(4) == (1, 2, 3, 4)
+    finally:
+        added.uninstall()
+        registry._patches.remove(added)
+        del sys.modules["with_free_variables"]
+
+
 def test_one_that_comes_while_a_mapped_function_runs():
     native = torch.is_tensor.__code__
     patch = Patch("torch.is_tensor", lambda native: lambda x: (native(x), "seen"), "to try it", inside=True)
@@ -268,25 +305,6 @@ def test_one_that_comes_while_a_mapped_function_runs():
         _forget(patch)
     vmap(lambda x: (seen.append(torch.is_tensor(x)), x)[1])(X)
     assert seen[3] is True
-
-
-def test_the_frame_of_one_can_be_looked_at():
-    """A function with free variables, such as those of a method that calls super(), keeps them with other code."""
-    import vmap_core.patching.registry as registry
-
-    def outer(one, two):
-        def native():
-            return one, two
-
-        return native
-
-    def replacement():
-        frame = sys._getframe(1)
-        return frame.f_code.co_freevars, {name: frame.f_locals[name] for name in frame.f_code.co_freevars}
-
-    native = outer(1, 2)
-    native.__code__ = registry._calling(replacement, native.__code__)
-    assert native() == (("one", "two"), {"one": 1, "two": 2})
 
 
 def test_what_this_version_lacks_is_told():

@@ -249,7 +249,7 @@ class FunctionCall:
             given[i] = self._seen(t, d)
             if t is None and self.ctx.materialize_grads and (meta[1].is_floating_point or meta[1].is_complex):
                 given[i] = _zeros(meta)
-        self.ctx.saved_tensors = self._saved(ctx, self.forward_dims)
+        self.ctx.saved_tensors = self._saved(ctx, self.forward_dims) if ctx.saved_tensors else ()  # no backward pass
         with resumed((self.level,)):
             out = self.cls.jvp(self.ctx, *given)
         out = out if isinstance(out, tuple) else (out,)

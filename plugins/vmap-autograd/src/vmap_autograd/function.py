@@ -14,7 +14,7 @@ from typing import Any
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from vmap_core.extend import Level, RulePack, unwrap, wrap
+from vmap_core.extend import Level, RulePack, run_rule, unwrap, wrap
 
 from ._function_call import FunctionCall
 
@@ -35,7 +35,7 @@ def apply(info: Level, cls: Any, *args: Any, **kwargs: Any) -> Any:
             )
         values, dims, batched = unwrap(info, args)
         if batched:
-            return wrap(info, *cls.vmap(info, tuple(dims), *values))
+            return wrap(info, *run_rule(cls.vmap, f"{cls.__name__}.vmap", info, tuple(dims), values, {}))
     call = FunctionCall(info, cls, args)
     return call.outputs_of(_physical(cls).apply(call, *call.values))
 

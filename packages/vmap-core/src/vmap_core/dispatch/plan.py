@@ -34,7 +34,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What runs the calls of one signature, and who serves them."""
+    """What runs the calls of one signature, and who serves them.
+
+    Attributes:
+        run: what runs them.
+        served: who serves them.
+        first: what runs them until one has gone well, where that is another way: one that checks the rule.
+    """
 
     run: Run
     served: Served
+    first: Run | None = None

@@ -8,6 +8,7 @@ arguments in order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 
 from ..levels.level import Level, pushed
 from ..levels.tensor import BatchedTensor
+from ..rulekit.checked import checked
+from ..rulekit.keeping import keep, lasts
+from ..rulekit.packs import is_own
 from ..rulekit.rule import Rule, Table
 from ..torch_compat.mode_stack import pop_mode, push_mode, skip_one_hop
 from ..torch_compat.operators import OpOverload
@@ -73,7 +77,7 @@ def by_elements(key: Any, count: int) -> Run:
                 full = (key, _element_types(args[0]))
                 run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
                 if LISTS.isdisjoint(types):
-                    runs[types] = run
+                    keep(runs, types, run)
             return run(level, args, kwargs)
 
         return run_by_first
@@ -105,9 +109,14 @@ LISTS: set[type] = {list, tuple}  # and those of their kind that have been met
 
 def _learn_lists(args: Any) -> None:
     for a in args:
-        if isinstance(a, list | tuple | dict) and type(a) is not torch.Size:
-            LISTS.add(type(a))
+        if _is_list(a):
+            if lasts(type(a)):
+                LISTS.add(type(a))
             _learn_lists(_items(a))
+
+
+def _is_list(a: Any) -> bool:
+    return isinstance(a, list | tuple | dict) and type(a) is not torch.Size
 
 
 def _items(a: Any) -> Any:
@@ -134,6 +143,7 @@ def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         return Plan(overridden_run(func, others), Served(f"{others[0].__name__}.__torch_function__"))
     rule = level.table.rule(func)
     if rule is not None and not isinstance(func, OpOverload):
+        rule = checked(rule, func, level.table.checks)
         return Plan(rule_run(rule, func, None, None, args, kwargs), Served("rule", rule))
     return inherent_plan(level, func, args, kwargs)
 
@@ -165,7 +175,9 @@ def overload_plan(
 ) -> Plan:
     """Return how calls run that mean an overload."""
     served = resolve(level.table, op)
-    rule, writes = served.rule, op._schema.is_mutable
+    if served.rule is not None:
+        served = replace(served, rule=checked(served.rule, op, level.table.checks))
+    rule, writes, first = served.rule, op._schema.is_mutable, None
     if writes and torch.Tag.inplace_view in op.tags and served.written is not None:
         run = metadata_run(op, served.written, arrange)
     elif writes and (served.written is not None or (rule is not None and rule.kind == "physical")):
@@ -174,9 +186,11 @@ def overload_plan(
             run = specialise(rule, op, arrange, args, kwargs, run)
     elif rule is not None:
         run = rule_run(rule, func, op, arrange, args, kwargs)
+        if rule.agreeing is not None and not is_own(rule.pack):  # else the rule itself would never run
+            first = general_run(rule, func, op, arrange)
     else:
         run = unbatched_run(func, op) if served is ONCE else parts_run(func, op)
-    return Plan(run, served)
+    return Plan(run, served, first)
 
 
 def rule_run(
@@ -203,7 +217,7 @@ def _overriding(args: Any) -> Iterator[type]:
     """Iterate over types of arguments that are no tensors and yet take part in calls of PyTorch's functions."""
     for a in args:
         kind = type(a)
-        if kind in LISTS:
+        if _is_list(a):
             yield from _overriding(_items(a))
         elif hasattr(kind, "__torch_function__") and kind is not BatchedTensor and not issubclass(kind, torch.Tensor):
             yield kind

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from ..torch_compat.mode_stack import pop_mode, push_mode
@@ -12,25 +10,31 @@ from .stack import current_levels
 from .tensor import BatchedTensor, make_batched
 
 
-@contextlib.contextmanager
-def exchanged(inner: Level) -> Iterator[Level]:
-    """Put a level that is off the stack in the place of the innermost one on it, and give that one.
+class exchanged:
+    """Puts a level that is off the stack in the place of the innermost one on it, and gives that one.
 
     Rules of the level given then run with ``inner`` outside it. Modes of the user's above that level are left off.
 
     Args:
         inner: the level whose rule runs.
     """
-    outer = current_levels()[-1]
-    above = []
-    while (mode := pop_mode()) is not outer:
-        above.append(mode)
-    push_mode(inner)
-    try:
-        yield outer
-    finally:
+
+    def __init__(self, inner: Level) -> None:
+        self.inner = inner
+        self.outer = current_levels()[-1]
+        self.above: list[Any] = []
+
+    def __enter__(self) -> Level:
+        """Exchange them."""
+        while (mode := pop_mode()) is not self.outer:
+            self.above.append(mode)
+        push_mode(self.inner)
+        return self.outer
+
+    def __exit__(self, *exc: object) -> None:
+        """Exchange them back."""
         pop_mode()
-        for mode in (outer, *reversed(above)):
+        for mode in (self.outer, *reversed(self.above)):
             push_mode(mode)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,17 +29,28 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         key = (func, type(args[0]), type(args[1])) if len(args) == 2 else (func, *map(type, args))
     plan = level.plans.get(key)
     if plan is None:
+        if not level.active and not level.plans:  # an interrupt has left it on the stack (see `transform.vmap`)
+            return func(*args, **kwargs)
         plan = level.table.make(level, key, func, args, kwargs)
     return plan(level, args, kwargs)
 
 
-@contextlib.contextmanager
-def pushed(level: Level) -> Any:
-    """Run a block with a level on the stack again."""
-    push_mode(level)
-    try:
-        yield
-    finally:
+class pushed:
+    """Runs a block with a level on the stack again.
+
+    Note [Contexts that change the stack] are classes: where an interrupt keeps a block from running, the generator of
+    a contextmanager would be closed, and change the stack back, after the vmap around has put everything right.
+    """
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+
+    def __enter__(self) -> None:
+        """Put it on the stack."""
+        push_mode(self.level)
+
+    def __exit__(self, *exc: object) -> None:
+        """Take it off."""
         pop_mode()
 
 
@@ -113,7 +123,7 @@ class Level(TorchFunctionMode):
 
     def __enter__(self) -> Level:
         """Make this the innermost level."""
-        presence.enter()
+        presence.enter(self)
         push_mode(self)
         return self
 
@@ -121,7 +131,7 @@ class Level(TorchFunctionMode):
         """Leave the level; tensors that escaped it are dead from here on."""
         self.active = False
         pop_mode()
-        presence.leave()
+        presence.leave(self)
 
     def __repr__(self) -> str:
         """Name the mapped function and the batch size."""

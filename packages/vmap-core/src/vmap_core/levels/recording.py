@@ -21,13 +21,19 @@ class RecordingMode(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         """Begin to watch."""
-        presence.enter()
-        return super().__enter__()
+        try:
+            presence.enter(self)
+            return super().__enter__()
+        except BaseException:  # an interrupt
+            presence.leave(self)
+            raise
 
     def __exit__(self, *exc: Any) -> None:
         """Watch no longer."""
-        super().__exit__(*exc)
-        presence.leave()
+        try:
+            super().__exit__(*exc)
+        finally:
+            presence.leave(self)
 
 
 def current() -> Any:

@@ -156,8 +156,8 @@ class TracedTable(Table):
 
     def __init__(self, table: Table, trace: Trace) -> None:
         """Take the rules over; the plans are made anew."""
-        self.packs, self.rules = table.packs, table.rules
-        self.plans, self.autocast_plans = {}, {}
+        self.packs, self.rules, self.checks = table.packs, table.rules, table.checks
+        self.plans, self.autocast_plans, self._checked = {}, {}, None
         self.trace = trace
         self._since: float | None = None
 
@@ -166,8 +166,9 @@ class TracedTable(Table):
         self._since = self._since or time.perf_counter()
         return super().rule(op)
 
-    def enter(self, plans: dict[Any, Any], key: Any, plan: Plan) -> Any:
-        """Keep what runs a call, watched."""
+    def run_of(self, key: Any, run: Any, served: Served) -> Any:
+        """Watch what runs a call."""
+        plan = Plan(run, served)
         if self._since is not None:
             self.trace._planning += time.perf_counter() - self._since
             self._since = None
@@ -181,7 +182,7 @@ class TracedTable(Table):
             def watched(level: Any, args: Any, kwargs: Any) -> Any:
                 return trace.run(func, plan, level, args, kwargs)
 
-        return super().enter(plans, key, Plan(watched, plan.served))
+        return watched
 
 
 @contextlib.contextmanager

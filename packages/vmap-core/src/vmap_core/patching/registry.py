@@ -6,7 +6,7 @@ function runs somewhere in this process. Any other stays, and tells torch.compil
 Note [In place while a mapped function runs]: vmap is entered often, so what happens there is a function made for the
 purpose, a line for each patch. A function in Python is given other code: it stays the object that it is, and is served
 wherever somebody has kept it (``apply = MyFunction.apply``); anything else is replaced in its module. Who is inside, in
-any thread, is counted in a list. "Nobody is", and the lines that follow, are one step for other threads, since CPython
+any thread, is kept in a dict. "Nobody is", and the lines that follow, are one step for other threads, since CPython
 lets them run at calls and at jumps back only; where it has no GIL the patches stay in place.
 """
 
@@ -192,37 +192,36 @@ def _resolved(path: str) -> Any:
 def _calling(function: Any, like: CodeType) -> CodeType:
     """Return code that hands all its arguments to a function, for a function that has had other code.
 
-    Its free variables are the other's, each named in it, so that the frame has a place for them as Python expects.
+    It has the same free variables, made by the compiler: with their names alone, ``f_locals`` of its frame is a crash.
     """
-    names = ", ".join(like.co_freevars)
-    scope: dict[str, Any] = {}
-    exec(_CALLING.format(names=names, mention=names or "pass"), scope)
-    code: CodeType = scope["outer"](*like.co_freevars).__code__
+    names: dict[str, Any] = {}
+    exec(_STUB.format(free=", ".join(f"free_{i}" for i in range(len(like.co_freevars)))), names)
+    code: CodeType = names["outer"](*like.co_freevars).__code__
     consts = tuple(function if const == "the function" else const for const in code.co_consts)
-    return code.replace(co_consts=consts, co_name=like.co_name, co_filename=__file__)
+    return code.replace(co_consts=consts, co_freevars=like.co_freevars, co_name=like.co_name, co_filename=__file__)
 
 
-_CALLING = """
-def outer({names}):
+_STUB = """
+def outer({free}):
     def stub(*args, **kwargs):
-        if 0: {mention}
         function = "the function"
         return function(*args, **kwargs)
+        ({free})
     return stub
 """
 
-_names: dict[str, Any] = {"inside": [], "placed": False}  # of the functions that presence calls
+_names: dict[str, Any] = {"inside": {}, "placed": False}  # of the functions that presence calls
 _SOURCE = """
-def enter():
+def enter(who):
     global placed
-    inside.append(None)
+    inside[who] = None
     if not placed:
         {enter}
         placed = True
 
-def leave():
+def leave(who):
     global placed
-    inside.pop()
+    inside.pop(who, None)
     if not inside:
         {leave}
         placed = False

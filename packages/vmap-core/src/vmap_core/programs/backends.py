@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..torch_compat.eval_frame import backend_of
+from ..torch_compat.fx_source import drop_source_with
 
 if TYPE_CHECKING:
     from .program import Program
@@ -41,4 +42,4 @@ def _used_inputs(graph_module: GraphModule) -> tuple[GraphModule, list[int]]:
             takes.append(i)
         else:
             graph.erase_node(node)
-    return GraphModule(graph_module, graph), takes
+    return drop_source_with(GraphModule(graph_module, graph)), takes

@@ -151,7 +151,7 @@ class _Cache:
             self.entries[key] = None
         else:
             run, takes = self.backed(made, leaves)
-            replay = made.bind(run, takes, functools.partial(self._missed, spec))
+            replay = made.bind(run, takes, self._missed, spec)
             self.entries[key] = made, replay
             self.use(made, replay)
         if len(self.entries) > self.size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from ..errors import CaptureError
 from ..levels import tree
 from ..levels.tensor import BatchedTensor
 from ..torch_compat.eval_frame import graph_break
+from ..torch_compat.fx_source import drop_source_with
 from ..torch_compat.tensors import tensor_check
 from ..torch_compat.versions import FX_WRAPPING
 from .backends import hand_over
@@ -48,21 +51,26 @@ class Program:
         self._traits = [traits(x) for x in recorder.inputs]
         self._ambient = ambient()
         self.captured_traits = [captured_traits(x) for x in self.captured]
-        self._out_spec = out_spec
-        self._out_leaves = [None if isinstance(o, Tensor) else o for o in out_leaves]
-        self._out_tensors = [i for i, o in enumerate(out_leaves) if isinstance(o, Tensor)]
-        self.graph_module = GraphModule(recorder.constants, recorder.graph, class_name="Program")
+        self.out_spec = out_spec
+        self.out_tensors = [i for i, o in enumerate(out_leaves) if isinstance(o, Tensor)]
+        others = [None if isinstance(o, Tensor) else o for o in out_leaves]
+        self.result = functools.partial(_result, out_spec, self.out_tensors, others)
+        self.graph_module = drop_source_with(GraphModule(recorder.constants, recorder.graph, "Program"))
+        self.graph_module.graph.owning_module = None  # a cycle: the program would go with the next collection only
         self._replay = self.bind(self.graph_module, None, self._misfit)
 
-    def bind(self, run: Callable[..., Any], takes: list[int] | None, miss: Callable[..., Any]) -> Callable[..., Any]:
+    def bind(
+        self, run: Callable[..., Any], takes: list[int] | None, miss: Callable[..., Any], *first: Any
+    ) -> Callable[..., Any]:
         """Return a function of the leaves that checks them and runs the graph.
 
         Args:
             run: the program's graph module, or what takes its place: a function that returns a sequence of tensors.
             takes: which of the leaves and captured tensors ``run`` takes; None for all.
-            miss: called with the leaves where the program does not fit them.
+            miss: a method, called with ``first`` and the leaves where the program does not fit them; its object is not kept.
+            first: see there.
         """
-        return _Source(self, run, takes, miss).function()
+        return _Source(self, run, takes, _weakly(miss, *first)).function()
 
     def captured_fit(self) -> bool:
         """Tell whether the captured tensors are still of the kind that was captured."""
@@ -105,7 +113,7 @@ class Program:
         if [*map(traits, leaves)] != self._traits or ambient() != self._ambient or not self.captured_fit():
             self._misfit(*leaves)
         other = copy.copy(self)
-        other._replay = self.bind(*hand_over(self, backend, leaves), self._misfit)
+        other._replay = other.bind(*hand_over(self, backend, leaves), other._misfit)
         return other
 
     def _take_apart(self, args: Any, kwargs: Any) -> Any:
@@ -143,13 +151,6 @@ class Program:
             )
         raise CaptureError(f"{head} captured tensors of another shape, dtype or requires_grad. {hint}")
 
-    def result(self, tensors: Any) -> Any:
-        """Return the graph's outputs as the function returns them."""
-        leaves = list(self._out_leaves)
-        for i, t in zip(self._out_tensors, tensors, strict=True):
-            leaves[i] = t
-        return tree.unflatten(self._out_spec, iter(leaves))
-
     def __repr__(self) -> str:
         """Show the code."""
         lines = [f"# {self.name}"]
@@ -159,3 +160,17 @@ class Program:
         body = [line.partition("  #")[0].rstrip() for line in self.graph_module.code.strip().splitlines()]
         body = [line.partition(";  ")[0] for line in body if line.strip()]
         return "\n".join(lines + [line for line in body if not line.startswith(FX_WRAPPING)])
+
+
+def _result(spec: Any, places: list[int], others: list[Any], tensors: Any) -> Any:
+    """Return a graph's outputs as the function returns them."""
+    leaves = list(others)
+    for i, t in zip(places, tensors, strict=True):
+        leaves[i] = t
+    return tree.unflatten(spec, iter(leaves))
+
+
+def _weakly(method: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """Return a method without its object, whose part the caller is: so there is no cycle, and a program goes at once."""
+    found = weakref.WeakMethod(method)
+    return lambda *leaves: found()(*first, *leaves)  # type: ignore[misc]

@@ -65,6 +65,7 @@ class Recorder(Values):
         strict: raise where something cannot be captured; else go on with the run, unrecorded.
         failure: why the run could not be captured, if it could not.
         paused: whether what runs is of no interest (it is shown to a reader).
+        applied: for each autograd.Function, what the graph calls.
     """
 
     def __init__(self, strict: bool) -> None:
@@ -73,6 +74,7 @@ class Recorder(Values):
         self.strict = strict
         self.failure: CaptureError | None = None
         self.paused = False
+        self.applied: dict[Any, Callable[..., Any]] = {}
         self._running: Call | None = None
         self._states = {torch.default_generator: torch.default_generator.get_state()}
 

@@ -55,9 +55,9 @@ class _Source:
         else:
             inputs = parameters + [self.bound(c, "captured") for c in program.captured]
             self.lines.append(f"    out = {self.bound(self.run, 'run')}({', '.join(inputs[i] for i in self.takes)})")
-            self.returns([f"out[{i}]" for i in range(len(program._out_tensors))])
+            self.returns([f"out[{i}]" for i in range(len(program.out_tensors))])
         exec(compile("\n".join(self.lines), f"<program of {program.name}>", "exec"), self.names)
-        return self.names["replay"]
+        return self.names.pop("replay")  # type: ignore[no-any-return]
 
     def checks(self, parameters: list[str]) -> list[str]:
         """Return the conditions under which the program stands for the function."""
@@ -97,7 +97,7 @@ class _Source:
 
     def returns(self, tensors: list[str]) -> None:
         """Add the line that returns the outputs."""
-        if self.program._out_spec is None and tensors:
+        if self.program.out_spec is None and tensors:
             self.lines.append(f"    return {tensors[0]}")
         else:
             self.lines.append(f"    return result([{', '.join(tensors)}])")

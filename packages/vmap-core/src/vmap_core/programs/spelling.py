@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rulekit.keeping import keep
 from ..torch_compat.bindings import MODULES, emitter
 from ..torch_compat.dispatcher import BelowAutograd, TorchDispatchMode
 from ..torch_compat.mode_stack import DisableTorchFunction
@@ -145,7 +146,8 @@ def form(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Form:
     key = (op, *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
     known = _forms.get(key)
     if known is None:
-        known = _forms[key] = _find(op, args, kwargs)
+        known = _find(op, args, kwargs)
+        keep(_forms, key, known)
     return known
 
 

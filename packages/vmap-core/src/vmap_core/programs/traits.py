@@ -64,7 +64,7 @@ def unpacker(spec: Any) -> Callable[[Any, Any], Any]:
             f"def unpack(args, kwargs):\n    return ({', '.join([*leaves, ''])}) if {' and '.join(checks)} else None",
             names,
         )
-        made: Callable[[Any, Any], Any] = names["unpack"]
+        made: Callable[[Any, Any], Any] = names.pop("unpack")
         return made
 
     def flatten(args: Any, kwargs: Any) -> Any:

@@ -87,7 +87,7 @@ def apply_function(recorder: Recorder, native: Any, cls: Any, args: Any, kwargs:
                 raise recorder.refusal(
                     f"gradients from outside go through the autograd.Function {cls.__name__} on batched tensors"
                 )
-            return recorder.run(_applied(cls), args, kwargs, expand=False)
+            return recorder.run(_applied(recorder, cls), args, kwargs, expand=False)
     except CaptureError as error:
         recorder.fail(error)
     finally:
@@ -101,19 +101,16 @@ def _leads_outside(recorder: Recorder, args: Any, kwargs: Any) -> bool:
     )
 
 
-_functions: dict[Any, Callable[..., Any]] = {}
-
-
-def _applied(cls: Any) -> Callable[..., Any]:
+def _applied(recorder: Recorder, cls: Any) -> Callable[..., Any]:
     """Return the ``apply`` of a Function as a plain function, which fx can name."""
-    made = _functions.get(cls)
+    made = recorder.applied.get(cls)
     if made is None:
 
         def made(*args: Any, **kwargs: Any) -> Any:
             return cls.apply(*args, **kwargs)
 
         made.__name__ = made.__qualname__ = f"{cls.__name__}_apply"
-        _functions[cls] = made
+        recorder.applied[cls] = made
     return made
 
 

@@ -58,6 +58,26 @@ def learn(
     return asked.looked, (out.operation, out_bdim) if one else None
 
 
+def watched(rule: RuleFunction) -> RuleFunction:
+    """Return the rule with an operation that raises where its result has no batch dim of the tensor's: then it runs itself."""
+
+    def asked(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        out, out_bdim = rule(info, in_dims, x, *args, **kwargs)
+        if type(out) is not _Result:
+            return out, out_bdim
+        operation, bdim = out.operation, in_dims[0]
+
+        def watched(x: Any) -> Any:
+            made = operation(x)
+            if not 0 <= out_bdim < made.dim() or made.size(out_bdim) != x.size(bdim):
+                raise IndexError(out_bdim)
+            return made
+
+        return _Result(watched), out_bdim
+
+    return asked
+
+
 class _Result:
     """What an operation on a stand-in gives: good for being returned, and for nothing else."""
 

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import gc
 import importlib.metadata
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from ..errors import PackConflictError
 from ..torch_compat.state import initial_state
 from .discovery import import_plugin, is_being_imported, note_place, offered, reason, rule_packs
 from .rule import RulePack, Table
+
+CHECKS = os.environ.get("VMAP_CHECK", "0") != "0"  # check what the rules of this project return, too
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class _Registry:
                 raise _unknown(unknown, self)
             table = self.made.get(keys)
             if table is None:
-                table = self.made[keys] = Table(p for k in keys for p in self.packs[k])
+                table = self.made[keys] = Table((p for k in keys for p in self.packs[k]), CHECKS)
             if not self._soon_more():
                 self.tables[names] = table
         return table
@@ -218,6 +221,11 @@ def use_packs(*names: str) -> Iterator[None]:
         _selected.reset(token)
 
 
+def checking() -> contextlib.AbstractContextManager[None]:
+    """Check what all rules return, within a ``with`` block."""
+    return table_in_force(current_table().checked())
+
+
 @contextlib.contextmanager
 def table_in_force(table: Table) -> Iterator[None]:
     """Use a table made for the purpose, within a ``with`` block."""
@@ -264,6 +272,14 @@ KNOWN_PACKS = {
     "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "aten.renorm"),
     "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
 }  # fmt: skip
+
+
+def is_own(pack: str) -> bool:
+    """Tell whether a pack, or how a call runs without one, is this project's."""
+    return re.split(r"\W", pack, maxsplit=1)[0] in _OWN
+
+
+_OWN = {"core", *(distribution.removeprefix("vmap-") for distribution in KNOWN_PACKS)}
 
 
 def install_hint(op: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from ..errors import PackConflictError, UnsupportedError, user_location
+from ..errors import PackConflictError, UnsupportedError, function_name, user_location
 from ..torch_compat.operators import (
     CustomOpDef,
     Missing,
@@ -17,6 +17,7 @@ from ..torch_compat.operators import (
     overload_of,
 )
 from ..torch_compat.state import initial_state
+from .keeping import keep
 
 RuleFunction = Callable[..., Any]
 Kind = Literal["physical", "logical"]
@@ -58,7 +59,7 @@ class Rule:
     @property
     def place(self) -> str:
         """Where the rule is, as ``module.function``."""
-        return f"{self.function.__module__}.{self.function.__name__}"
+        return f"{self.function.__module__}.{function_name(self.function)}"
 
 
 def may_return_self(function: RuleFunction) -> Rule:
@@ -264,19 +265,22 @@ class Table:
         rules: those of its packs, by operator.
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
+        checks: whether what this project's own rules return is checked, too.
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
             call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
 
-    def __init__(self, packs: Iterable[RulePack]) -> None:
+    def __init__(self, packs: Iterable[RulePack], checks: bool = False) -> None:
         """Merge packs.
 
         Raises:
             PackConflictError: two packs have a rule for one operator and neither, or both, override.
         """
         self.packs = list(packs)
+        self.checks = checks
+        self._checked: Table | None = None
         self.rules = Rules()
         self.plans: dict[Any, Callable[..., Any]] = {}
         self.autocast_plans: dict[Any, Callable[..., Any]] = {}
@@ -293,10 +297,31 @@ class Table:
                     entries[key] = entry
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
-        """Keep what runs the calls of a signature among ``plans``, and return it."""
-        run: Callable[..., Any] = plan.run
-        plans[key] = run
+        """Keep what runs the calls of a signature among ``plans``, and return what runs the first of them."""
+        run = self.run_of(key, plan.run, plan.served)
+        if plan.first is None:
+            keep(plans, key, run)
+            return run
+        check = self.run_of(key, plan.first, plan.served)
+
+        def first(level: Any, args: Any, kwargs: Any) -> Any:
+            out = check(level, args, kwargs)
+            keep(plans, key, run)
+            return out
+
+        return first
+
+    def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
+        """Return what runs the calls of a signature; a table that is traced watches it."""
         return run
+
+    def checked(self) -> Table:
+        """Return the table of the same packs that checks all rules."""
+        if self.checks:
+            return self
+        if self._checked is None:
+            self._checked = Table(self.packs, checks=True)
+        return self._checked
 
     def rule(self, op: Any) -> Rule | None:
         """Return the rule entered for an operator, if there is one."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import FallbackWarning
 from ..levels.tree import broadcast, flatten
 from ..observe.difference import difference, empty_difference
+from ..rulekit.packs import checking
 from ..torch_compat.trees import tree_flatten, tree_unflatten
 from ..transform.vmap import vmap
 from ._loop import loop, mapped, with_gradients
@@ -53,6 +54,7 @@ def check_rule(
 
     Raises:
         AssertionError: a result differs, or the slow loop ran; with the operator, in_dims and shapes.
+        RuleError: the rule returned something else than an output and its batch dims.
         Exception: what the mapped operator raised, with a note that says the same.
 
     Examples:
@@ -109,7 +111,7 @@ def check_rule(
             return loop(seeded, inputs, levels)
 
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), checking():
                 warnings.simplefilter("ignore" if fallback else "error", FallbackWarning)
                 got = run([t.clone() for t in physical])
                 got_gradients = with_gradients(run, physical) if differentiable and 0 not in sizes else []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _disabled_torch_function_impl as disabled_torch_function_impl
 from torch._C import _EnableTorchFunction as EnableTorchFunction
@@ -30,12 +27,17 @@ __all__ = [
 ]
 
 
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Run a block with nothing on the stack: no level, and no mode of the user's."""
-    modes = [pop_mode() for _ in range(stack_size())]
-    try:
-        yield
-    finally:
-        for mode in reversed(modes):
+class without_modes:
+    """Runs a block with nothing on the stack: no level, and no mode of the user's.
+
+    A class: see Note [Contexts that change the stack] in `levels.level`.
+    """
+
+    def __enter__(self) -> None:
+        """Take all off."""
+        self.modes = [pop_mode() for _ in range(stack_size())]
+
+    def __exit__(self, *exc: object) -> None:
+        """Put them back."""
+        for mode in reversed(self.modes):
             push_mode(mode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -53,10 +52,16 @@ except ImportError:
         def __missing__(self, name: str) -> Any:
             return self.under[name]
 
-    @functools.cache
+    _bodies: dict[Any, Callable[..., Any]] = {}  # of PyTorch's own: another may die, and a copy may refer to it
+
     def _body(func: Any) -> Callable[..., Any]:
         """Return a copy of a function that asks no argument whether it overrides it."""
-        return _copy(func, {func})
+        made = _bodies.get(func)
+        if made is None:
+            made = _copy(func, {func})
+            if str(func.__module__).partition(".")[0] == "torch":
+                _bodies[func] = made
+        return made
 
     def _copy(func: Any, seen: set[Any]) -> Any:
         code, under, cells = func.__code__, func.__globals__, func.__closure__ or ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,11 @@ from ..levels.randomness import generator_state, set_generator_state
 from . import memory
 
 FIRST = 8  # samples of the first chunk, which is measured
+
+
+def is_whole(number: Any) -> bool:
+    """Tell whether something is an integer, of Python's or NumPy's, and no truth value."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def run_in_chunks(

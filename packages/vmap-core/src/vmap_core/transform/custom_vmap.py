@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch.plan import Plan, Served
-from ..errors import UnsupportedError, user_location
+from ..dispatch.plan import Served
+from ..errors import UnsupportedError, function_name, user_location
 from ..levels import tree as _tree
 from ..levels.args import unwrap, wrap
 from ..levels.containers import map_leaves
 from ..levels.level import Level
 from ..levels.ownership import same_storage
 from ..levels.randomness import drawn, rewinding, snapshot
+from ..rulekit.checked import run_rule
 from ..rulekit.rule import RuleFunction
 from ..torch_compat.mode_stack import pop_mode, push_mode
 
@@ -53,14 +54,10 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                plan = level.plans.get((self,)) or level.table.enter(level.plans, (self,), self._plan())
-                return plan(level, args, kwargs)
+                return level.table.run_of((self,), self._at, Served(self.how))(level, args, kwargs)
         finally:
             push_mode(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
-
-    def _plan(self) -> Plan:
-        return Plan(self._at, Served(self.how))
 
     def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves: list[Any] = []
@@ -71,17 +68,8 @@ class CustomVmap:
             return map_leaves(lambda out: _unbatched(level, out, values), self(*own_args, **own_kwargs))
         in_dims, kw_dims = _tree.unflatten(spec, iter(dims))
         assert self.rule is not None
-        out, out_dims = self.rule(level, (*in_dims, kw_dims) if kw_dims else in_dims, *own_args, **own_kwargs)
-        out_leaves: list[Any] = []
-        out_spec = _tree.flatten(out, out_leaves)
-        flat_dims = _tree.broadcast(out_dims, out_spec)
-        if flat_dims is None:
-            raise ValueError(
-                f"vmap: the rule of {self.__name__} returned out_dims={out_dims}, which do not fit its output, at "  # type: ignore[attr-defined]
-                f"{user_location()}"
-            )
-        wrapped = [wrap(level, o, d) for o, d in zip(out_leaves, flat_dims, strict=True)]
-        return _tree.unflatten(out_spec, iter(wrapped))
+        in_dims = (*in_dims, kw_dims) if kw_dims else in_dims
+        return wrap(level, *run_rule(self.rule, function_name(self), level, in_dims, own_args, own_kwargs))
 
 
 def _unbatched(level: Level, out: Any, values: list[Any]) -> Any:

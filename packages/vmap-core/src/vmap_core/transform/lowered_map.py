@@ -35,22 +35,24 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
     """
     size = vectors[0].shape[0]
     level = Level(size, "error", current_table(), function)
-    level.depth = _OUTSIDE + len(_running.levels)
+    outside = len(_running.levels)
+    level.depth = _OUTSIDE + outside
     level.dispatch_keys = dispatch_keys()
-    _running.levels.append(level)
-
-    def raised(x: Any) -> Any:
-        if type(x) is BatchedTensor:
-            value = raised(x._value)
-            return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
-        if type(x) is not LoweredTensor:
-            return x.expand(size, *x.shape)
-        bdim = x._batched._bdim
-        value = x._batched._value
-        return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)
 
     try:
-        return [raised(x) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
+        _running.levels.append(level)
+        return [_raised(x, size) for x in function([lower(make_batched(v, 0, level)) for v in vectors])]
     finally:
-        _running.levels.pop()
+        del _running.levels[outside:]
         level.active = False
+
+
+def _raised(x: Any, size: int) -> Any:
+    if type(x) is BatchedTensor:
+        value = _raised(x._value, size)
+        return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
+    if type(x) is not LoweredTensor:
+        return x.expand(size, *x.shape)
+    bdim = x._batched._bdim
+    value = x._batched._value
+    return value.expand(size, *value.shape) if bdim is None else value.movedim(bdim, 0)

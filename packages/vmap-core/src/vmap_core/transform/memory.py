@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import weakref
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -71,16 +73,54 @@ class Meter(TorchDispatchMode):
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that are free on a device; those that PyTorch has reserved and does not use are."""
+    """Return the bytes that this process may have on a device; what PyTorch has reserved and does not use is free."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
+    return max(0, min(_free_on_the_host(), *_free_in_groups()))
+
+
+def _free_on_the_host() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (ROOT / "proc/meminfo").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
         return int(kilobytes) * 1024
     except (OSError, StopIteration):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 30
+
+
+ROOT = Path("/")
+# Linux's control groups, of version 2 and 1: where they are, the limit and the use of one, what of that can be had back.
+_GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what each control group that this process is in leaves it: a container's limit, a job's of a cluster.
+
+    A container may see its own group as the outermost, under a path that it is told by the host; so what is not there is
+    left out.
+    """
+    yield sys.maxsize
+    try:
+        lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in _GROUPS.keys() & set(controllers.split(",")):
+            place, limit, used, cached = _GROUPS[controller]
+            inner = PurePosixPath(path.lstrip("/"))
+            for group in (inner, *inner.parents):
+                files = ROOT / place / group
+                try:
+                    most = int((files / limit).read_text())  # ValueError: "max"
+                    stat = dict(line.split() for line in (files / "memory.stat").read_text().splitlines())
+                    yield most - int((files / used).read_text()) + int(stat.get(cached, 0))
+                except (OSError, ValueError):
+                    continue
 
 
 def is_out_of_memory(error: BaseException) -> bool:

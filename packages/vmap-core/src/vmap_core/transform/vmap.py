@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
 from typing import Any, Literal
 
@@ -19,14 +19,15 @@ from ..levels import tree as _tree
 from ..levels.level import Level, Randomness
 from ..levels.presence import presence
 from ..levels.read import escaped
+from ..levels.stack import modes, restore
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
 from ..torch_compat.eval_frame import graph_break
-from ..torch_compat.mode_stack import EnableTorchFunction, overrides_off, pop_mode, push_mode, stack_size
+from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
-from .chunking import run_in_chunks
+from .chunking import is_whole, run_in_chunks
 
 __all__ = ["vmap"]
 
@@ -91,6 +92,10 @@ def vmap(
     if (progress and chunk_size is None) or (memory_budget is not None and chunk_size != "auto"):
         raise ValueError(
             f"vmap: progress=True needs a chunk_size, memory_budget needs chunk_size='auto'. (got chunk_size={chunk_size})"
+        )
+    if memory_budget is not None and not (is_whole(memory_budget) and memory_budget > 0):
+        raise ValueError(
+            f"vmap: memory_budget should be None or a whole number of bytes greater than 0, as 2**30 is. (got {memory_budget!r})"
         )
     if axis_size is not None and (axis_size := operator.index(axis_size)) < 0:
         raise ValueError(f"vmap: axis_size should be None or at least 0. (got {axis_size})")
@@ -191,36 +196,49 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
     if overrides_off():
         with EnableTorchFunction():  # type: ignore[no-untyped-call]
             return _run(func, level, args, kwargs, out_dims)
-    presence.enter()
-    push_mode(level)
+    below: Sequence[Any] = ()
+    if level.depth:
+        below = (mode_at(0),) if level.depth == 1 else tuple(map(mode_at, range(level.depth)))
+        if type(below[-1]) is Level and not below[-1].active:  # left by a call that was interrupted
+            below = modes()
+            level.depth = len(below)
     try:
-        try:
-            out = func(*args, **kwargs)
-        except TypeError as error:
-            if "doesn't apply to a 'BatchedTensor'" in str(error):  # CPython's, for torch.Tensor.sum(x)
-                error.add_note(
-                    "vmap: inside a mapped function, call a method on the tensor: x.sum(), not torch.Tensor.sum(x)"
-                )
-            raise
-        finally:
-            if (top := pop_mode()) is not level:
-                push_mode(top)
-                _leave(level)
+        presence.enter(level)
+        push_mode(level)
+        out = func(*args, **kwargs)
+        if (top := pop_mode()) is not level:  # a mode of the user's is above it (``with`` in a suspended generator)
+            push_mode(top)
+            restore(below, (level,))
         if type(out_dims) is int and (type(out) is BatchedTensor or isinstance(out, Tensor)):
-            return _unwrap(out, out_dims, level)
-        return _unwrap_tree(out, out_dims, level)
-    finally:
+            out = _unwrap(out, out_dims, level)
+        else:
+            out = _unwrap_tree(out, out_dims, level)
         level.active = False
-        presence.leave()
+        presence.leave(level)
+        return out
+    except BaseException as error:
+        try:
+            _end(level, below)
+        except BaseException:  # an interrupt, once more
+            _end(level, below)
+            raise
+        if type(error) is TypeError and "doesn't apply to a 'BatchedTensor'" in str(error):  # CPython's
+            error.add_note(
+                "vmap: call a method on the tensor inside a mapped function: x.sum(), not torch.Tensor.sum(x)"
+            )
+        raise
 
 
-def _leave(level: Level) -> None:
-    """Take a level off the stack when a mode of the user's is still above it (``with`` in a suspended generator)."""
-    above = []
-    while stack_size() and (mode := pop_mode()) is not level:
-        above.append(mode)
-    for mode in reversed(above):
-        push_mode(mode)
+def _end(level: Level, below: Sequence[Any]) -> None:
+    """End a level whose function has raised, or that an interrupt has met, anywhere; again is harmless.
+
+    PyTorch's own code, too, takes a mode off the stack and puts it back; after an interrupt that may come later than this.
+    So the level has no plans any more: it hands on what it is given, until the next vmap takes it off.
+    """
+    level.active = False
+    level.plans = {}
+    restore(below, (level,))
+    presence.leave(level)
 
 
 def _alive(x: Any) -> Any:
