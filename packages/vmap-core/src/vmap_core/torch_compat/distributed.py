@@ -83,6 +83,7 @@ def is_coalescing(group: Any) -> bool:
     return (group or torch.distributed.group.WORLD) in torch.distributed.distributed_c10d._world.pg_coalesce_state
 
 
-def group_named(group: Any) -> Any:
-    """Return the group that an operator of ``_c10d_functional`` is given, often by its name."""
-    return torch.distributed.distributed_c10d._resolve_process_group(group) if isinstance(group, str) else group
+def functional(*names: str) -> list[Any]:
+    """Return the operators of functional collectives by their names, those with a gradient of their own too."""
+    spaces = (torch.ops._c10d_functional, torch.ops._c10d_functional_autograd) if AVAILABLE else ()
+    return [getattr(space, name).default for space in spaces for name in names if hasattr(space, name)]
