@@ -318,6 +318,21 @@ def test_it_is_not_captured(f):
         torch.testing.assert_close(compiled(X + 1), loop(f, X + 1))
 
 
+WITHOUT = """
+import torch
+torch.distributed.is_available = lambda: False
+import vmap_core
+assert torch.equal(vmap_core.vmap(torch.sin)(torch.ones(2)), torch.ones(2).sin())
+assert not any(pack.error for pack in vmap_core.packs())
+from vmap_core.rules import collectives
+assert not collectives.pack.rules
+"""
+
+
+def test_a_build_without_collectives():
+    assert subprocess.run([sys.executable, "-c", WITHOUT], check=False).returncode == 0
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", vmap_core.FallbackWarning)

@@ -8,6 +8,7 @@ does. So a tensor that all samples share is sent for each of them, as in the loo
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -54,11 +55,11 @@ def _rule(what: Collective, func: Callable[..., Any]) -> Callable[..., Any]:
                     ownership.promote(level, t, what.name)
         results = _Results(level, what, func, list(leaves([tensors.get(name) for name in what.reads])))
         for name, value in tensors.items():
-            splits = given.get(what.splits.get(name))
-            given[name] = map_leaves(lambda t, n=name, s=splits: results.physical(t, n, ranks, s), value)
+            splits = given.get(what.splits.get(name, ""))
+            given[name] = map_leaves(functools.partial(results.physical, name, ranks, splits), value)
             if splits:
-                rows = [given[name].numel() // max(sum(splits), 1) * n for n in splits]
-                given[what.splits[name]] = rows
+                step = given[name].numel() // max(sum(splits), 1)
+                given[what.splits[name]] = [n * step for n in splits]
         out = func(**given)
         if hasattr(out, "wait"):
             return Pending(results, out, given)
@@ -116,7 +117,7 @@ class _Results:
         self.level, self.what, self.func, self.read = level, what, func, read
         self.pending: list[tuple[Any, Any, Callable[[Any], Any]]] = []
 
-    def physical(self, t: Any, name: str, ranks: int, splits: Any) -> Any:
+    def physical(self, name: str, ranks: int, splits: Any, t: Any) -> Any:
         """Return the physical tensor that the collective gets for one of the mapped function's."""
         if not isinstance(t, Tensor):
             return t
