@@ -150,6 +150,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "float": lambda v: isinstance(v, int | float | torch.SymFloat) and type(v) is not bool,
     "bool": lambda v: type(v) is bool,
     "str": lambda v: isinstance(v, str),
+    "Any": lambda v: True,
     "ScalarType": lambda v: isinstance(v, torch.dtype) or v in (float, int, bool, complex),
     "Layout": lambda v: isinstance(v, torch.layout),
     "MemoryFormat": lambda v: isinstance(v, torch.memory_format),

@@ -52,7 +52,7 @@ def value(x: BatchedTensor, operation: str) -> Any:
         rows = x._value.movedim(x._bdim, 0)
         if operation == "bool()" and x.numel() == 1:
             rows = rows != 0  # numbers that differ may have one answer
-        if bool(every_sample(_same(rows, rows[:1])).all()):
+        if bool(every_sample(same(rows, rows[:1])).all()):
             return rows[0]
         why = f"; its value differs from sample to sample{_counted(rows)}"
     else:
@@ -65,7 +65,7 @@ def value(x: BatchedTensor, operation: str) -> Any:
     )
 
 
-def _same(x: Any, y: Any) -> Any:
+def same(x: Any, y: Any) -> Any:
     """Tell where Python would see the same: NaN is NaN, and zero has a sign."""
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)

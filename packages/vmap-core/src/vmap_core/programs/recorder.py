@@ -230,6 +230,8 @@ class Recorder(Values):
         """Note what an operation does besides computing."""
         call.reads = call.reads or op in READS
         call.writes = call.writes or op._schema.is_mutable
+        if "c10d" in op.namespace:
+            self.fail(self.refusal(f"{op} communicates with other processes"))
         if torch.Tag.dynamic_output_shape in op.tags and (op is not aten.index.Tensor or _has_mask(args[1])):
             call.indexes = True
             if not call.may_index:

@@ -4,6 +4,7 @@ from ..rulekit.discovery import hookimpl
 from ..rulekit.rule import RulePack
 from . import (
     cast,
+    collectives,
     composite,
     dynamic,
     factory,
@@ -29,6 +30,7 @@ from . import (
 
 MODULES = (
     cast,
+    collectives,
     composite,
     dynamic,
     factory,
