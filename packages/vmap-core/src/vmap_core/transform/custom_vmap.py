@@ -60,9 +60,10 @@ class CustomVmap:
         return self.func(*args, **kwargs)  # under a mode of the user's
 
     def _plan(self) -> Plan:
-        return Plan(self._at, Served(self.how))
+        return Plan(self.run_at, Served(self.how))
 
-    def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the rule for what is batched at a level, which is off the stack."""
         leaves: list[Any] = []
         spec = _tree.flatten((args, kwargs), leaves)
         values, dims, batched = unwrap(level, leaves)
