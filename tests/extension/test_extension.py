@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 import gc
-import re
 
 import pytest
 import torch
 from torch.autograd import Function
 
-from tests.extension.build import SOURCE, extension, why_not
+from tests.extension.build import extension, why_not
+from tests.extension.calls import CALLS, KEEP, LIMITS, OWN_WORDS, call, outcome
 from vmap_core import EscapedTensorError, FallbackWarning, UnsupportedError, VmapError, vmap
 from vmap_core.levels.head import SAFE
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the extension cannot be compiled: {why_not()}")
 
 X = torch.arange(12.0).reshape(3, 4) + 1
-NAMES = re.findall(r"F\((\w+)\)", SOURCE.read_text())
-KEEP = ("keep", "keep_list", "keep_without_gil")
-KEPT = ("number_kept", "use_kept", "give_kept", "drop")
-CALLS = [name for name in NAMES if name not in (*KEEP, *KEPT)]
-
-# What C++ reads in a tensor's own fields, without asking: nothing can be refused there. docs/reliability.md says so.
-LIMITS = {
-    "dim": 0, "dtype": "long unsigned int", "is_floating_point": False, "requires_grad": False, "element_size": 8,
-    "storage": False, "is_defined": True,
-}  # fmt: skip
-# What complains in words of its own of what it has read there.
-OWN_WORDS = {
-    "size": "tensor has no dimensions", "data_ptr": "Cannot access data pointer",
-    "mutable_data_ptr": "Cannot access data pointer", "typed_data_ptr": "expected scalar type Float but found UInt64",
-    "typed_const_data_ptr": "expected scalar type Float but found UInt64", "accessor": "expected 1 dims but tensor has 0",
-    "checked_loop": "expected float", "matmul": "need to be at least 1D", "in_a_thread": "error return without exception set",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cpp():
     return extension()
-
-
-def call(cpp, name, x):
-    """Call a function of the extension with as many arguments as it takes."""
-    function = getattr(cpp, name)
-    if name in ("cat", "keep_list"):
-        return function([x, x])
-    if name in ("add", "matmul"):
-        return function(x, x)
-    if name in ("mul_", "add_out", "copy_", "index_put_"):
-        return function(x.clone(), *[x][: name != "index_put_"])
-    return function(lambda t: t * 3, x) if name.startswith("call_back") else function(x)
-
-
-def outcome(cpp, name, x):
-    """Return what a call gives, or the text of its error."""
-    try:
-        return call(cpp, name, x)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("name", CALLS)

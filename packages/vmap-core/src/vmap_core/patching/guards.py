@@ -243,6 +243,7 @@ def _refusing(title: str, advice: str) -> Callable[[Any], Any]:
 
 
 _READS = "C++ would read memory that is not there"
+_ENDS = "C++ would end the process: it cannot pass on that there is no data"
 _FUNC = "torch.func's transforms wrap tensors in C++, which does not know batched ones"
 for _target, _title, _advice, _why, *_holders in (
     ("torch._C._nested.nested_tensor", "torch.nested.nested_tensor", _RETURN, _READS),
@@ -251,6 +252,7 @@ for _target, _title, _advice, _why, *_holders in (
     ("torch._C._storage_address", "torch._C._storage_address", _RETURN, _READS),
     ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
     ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
+    ("torch._C._dynamo.guards.copy_if_misaligned", "copy_if_misaligned", _RETURN, _ENDS),
     (ADD_BATCH_DIM, "torch.func.vmap", _TRANSFORMS, _FUNC),
     ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", _TRANSFORMS, _FUNC),
     ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", _TRANSFORMS, _FUNC),
