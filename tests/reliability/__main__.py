@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import platform
 import re
 import sys
@@ -29,6 +28,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
+def _rows(topic: str, options: argparse.Namespace) -> Iterator[Row]:
+    if topic == "walk":
+        return walk.rows(options.quick, options.seconds, options.seed)
+    return TOPICS[topic](options.quick)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Try everything and print the table; return the exit status: whether all rows are good."""
     parser = argparse.ArgumentParser(prog="./run reliability", description=__doc__.partition(":")[0])
@@ -42,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such topic: {', '.join(sorted(unknown))}")
     warnings.simplefilter("ignore")
-    topics = {**TOPICS, "walk": functools.partial(walk.rows, seconds=options.seconds, seed=options.seed)}
     lines = [
         f"{datetime.date.today()}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}.",
         "",
@@ -51,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     print("\n".join(lines), flush=True)
     good = True
-    for topic in options.topics or topics:
-        for tried, times, result, fine in topics[topic](options.quick):
+    for topic in options.topics or TOPICS:
+        for tried, times, result, fine in _rows(topic, options):
             lines.append(f"| {tried} | {times:,} | {'' if fine else '**fails**: '}{result.replace('|', '/')} |")
             print(lines[-1], flush=True)
             good = good and fine
