@@ -43,7 +43,7 @@ def fresh(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {f"process that ended with status {done.returncode} ({last})": 1}
+        return {f"process that ended with status {done.returncode} ({last[:160]})": 1}
     faults: dict[str, Any] = json.loads(lines[-1])
     return faults
 

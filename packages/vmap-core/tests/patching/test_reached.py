@@ -56,6 +56,8 @@ CALLS = {
     "torch._C._is_alias_of": lambda x: x + torch._C._is_alias_of(x, x),
     "torch._C._overlaps": lambda x: torch._C._overlaps(x, x),
     "torch._C._storage_address": lambda x: torch._C._storage_address(x),
+    "torch._C._dynamo.guards.assert_alignment": lambda x: torch._C._dynamo.guards.assert_alignment(x, 1),
+    "torch._C._dynamo.guards.copy_if_misaligned": lambda x: torch._C._dynamo.guards.copy_if_misaligned(x),
     "torch.utils.dlpack.to_dlpack": lambda x: torch.utils.dlpack.to_dlpack(x),
     "torch.random.set_rng_state": lambda x: torch.set_rng_state(x),
     guards.ADD_BATCH_DIM: chunked,
