@@ -28,7 +28,7 @@ from ..levels.recording import current
 from ..levels.stack import below, current_levels
 from ..programs.watch import apply_function
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
-from ..torch_compat.versions import ADD_BATCH_DIM, APPLY_IS_PYTHON
+from ..torch_compat.versions import ABOUT_ALIGNMENT, ADD_BATCH_DIM, APPLY_IS_PYTHON
 from ..transform.vmap import vmap
 from .registry import Patch, patch
 
@@ -252,8 +252,7 @@ for _target, _title, _advice, _why, *_holders in (
     ("torch._C._storage_address", "torch._C._storage_address", _RETURN, _READS),
     ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
     ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
-    ("torch._C._dynamo.guards.assert_alignment", "assert_alignment", _RETURN, _ENDS),
-    ("torch._C._dynamo.guards.copy_if_misaligned", "copy_if_misaligned", _RETURN, _ENDS),
+    *((name, name, _RETURN, _ENDS) for name in ABOUT_ALIGNMENT),
     (ADD_BATCH_DIM, "torch.func.vmap", _TRANSFORMS, _FUNC),
     ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", _TRANSFORMS, _FUNC),
     ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", _TRANSFORMS, _FUNC),
