@@ -25,7 +25,7 @@ def notices_crashes() -> dict[str, Any]:
     later: list[Any] = []
 
     def only_ours(*args: Any) -> None:
-        if any(type(a) not in (torch.Tensor, bool, int) for a in args):
+        if any(type(a).__name__ == "BatchedTensor" for a in args):
             os.kill(os.getpid(), signal.SIGSEGV)
 
     def any_tensor(*args: Any) -> None:

@@ -1,7 +1,7 @@
 """A walk over the callables of ``torch._C``: called with the tensors of a mapped function, none may end the process.
 
 A process is forked for each hundred calls. Where one dies, the calls that it takes are found by halving, and made with
-plain tensors of the same shapes: a crash counts if only ours have it.
+plain tensors: a crash counts if only ours have it.
 """
 
 from __future__ import annotations
@@ -219,6 +219,14 @@ class Walk:
                 k += 1
         return calls
 
+    def shared(self, calls: Sequence[Call]) -> bool:
+        """Tell whether plain tensors end the process, too: in the same calls, or in the last with another pattern.
+
+        A batched tensor is a sequence to pybind11, a plain one is not: what crashes for one does so for a list of the other.
+        """
+        others = ([calls[-1]._replace(pattern=p)] for p in range(len(PATTERNS)))
+        return any(self.run(tried, ours=False)[0] < 0 for tried in [calls, *others])
+
     def walk(self, calls: Iterator[Call], seconds: float) -> Findings:
         """Make calls until there are none, or the time is over."""
         findings, end = Findings(), time.monotonic() + seconds
@@ -245,8 +253,7 @@ class Walk:
                     name = calls_needed[-1].name
                     dead.add(name)
                     text = f"{'; '.join(map(str, calls_needed))}: {signal.Signals(-status).name}"
-                    shared = self.run(calls_needed, ours=False)[0] < 0
-                    (findings.shared if shared else findings.own).append(text)
+                    (findings.shared if self.shared(calls_needed) else findings.own).append(text)
                     waiting = [call for call in waiting if call.name not in dead]
         findings.callables = len(names)
         return findings
