@@ -22,7 +22,7 @@ OWN_WORDS = {
     "size": "tensor has no dimensions", "data_ptr": "Cannot access data pointer",
     "mutable_data_ptr": "Cannot access data pointer", "typed_data_ptr": "expected scalar type Float but found UInt64",
     "typed_const_data_ptr": "expected scalar type Float but found UInt64", "accessor": "expected 1 dims but tensor has 0",
-    "checked_loop": "expected float", "matmul": "need to be at least 1D", "in_a_thread": "error return without exception set",
+    "checked_loop": "expected float", "matmul": "need to be at least 1D", "in_a_thread": "without (setting an )?exception( set)?",
 }  # fmt: skip
 
 
