@@ -32,6 +32,10 @@ class UnsupportedError(VmapError):
     """The operation has no meaning, or no implementation, on a batched tensor."""
 
 
+class OpaqueCodeError(UnsupportedError):
+    """C++ that is not handed over to a level was given a batched tensor; an autograd.Function then goes sample by sample."""
+
+
 class ComplexGraphError(UnsupportedError):
     """A graph of complex operations would be recorded from lowered tensors; their callers then take sample by sample."""
 

@@ -4,7 +4,16 @@ from .dispatch.decompose import decompose
 from .dispatch.inplace import unrepeated
 from .dispatch.lowering import run_lowered
 from .dispatch.planner import call_inherent
-from .errors import ComplexGraphError, DataDependentError, InplaceError, UnsupportedError, user_location
+from .errors import (
+    ComplexGraphError,
+    DataDependentError,
+    FallbackError,
+    InplaceError,
+    OpaqueCodeError,
+    UnsupportedError,
+    VmapError,
+    user_location,
+)
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
@@ -12,7 +21,8 @@ from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
-from .levels.stack import current_levels, resumed
+from .levels.recording import current as current_recorder
+from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
 from .rulekit.by_shape import by_shape
@@ -30,7 +40,7 @@ from .rulekit.dims import (
 )
 from .rulekit.discovery import hookimpl
 from .rulekit.families import along_dim, pointwise, reduction
-from .rulekit.loop import loop, loop_rule
+from .rulekit.loop import loop, loop_rule, report
 from .rulekit.makers import batch_dims, broadcast_all, expand_dims, sequential
 from .rulekit.packs import register, unregister
 from .rulekit.rule import Rule, RulePack, may_return_self
@@ -39,6 +49,7 @@ from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
+from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
 
 __all__ = [
@@ -46,23 +57,28 @@ __all__ = [
     "BatchedTensor",
     "ComplexGraphError",
     "DataDependentError",
+    "FallbackError",
     "InplaceError",
     "Level",
+    "OpaqueCodeError",
     "Patch",
     "Product",
     "Rule",
     "RulePack",
     "UnsupportedError",
+    "VmapError",
     "align",
     "along_dim",
     "aten",
     "batch_dims",
     "become",
+    "below",
     "broadcast_all",
     "by_shape",
     "call",
     "call_inherent",
     "current_levels",
+    "current_recorder",
     "decompose",
     "emitter",
     "ensure_bdim",
@@ -95,11 +111,13 @@ __all__ = [
     "promote_like_samples",
     "reduction",
     "register",
+    "report",
     "requires_grad_",
     "resumed",
     "run_lowered",
     "run_rule",
     "sequential",
+    "sequential_vmap",
     "to_front",
     "unregister",
     "unrepeated",

@@ -59,6 +59,8 @@ CALLS = {
     "torch._C._storage_address": lambda x: torch._C._storage_address(x),
     "torch.nn.Parameter.__new__": torch.nn.Parameter,
     "torch._C.ScriptObject.setattr": lambda x: setattr(SCRIPTED, "weight", x),
+    "torch._C._dynamo.guards.assert_alignment": lambda x: torch._C._dynamo.guards.assert_alignment(x, 1),
+    "torch._C._dynamo.guards.copy_if_misaligned": lambda x: torch._C._dynamo.guards.copy_if_misaligned(x),
     "torch.utils.dlpack.to_dlpack": lambda x: torch.utils.dlpack.to_dlpack(x),
     "torch.random.set_rng_state": lambda x: torch.set_rng_state(x),
     guards.ADD_BATCH_DIM: chunked,

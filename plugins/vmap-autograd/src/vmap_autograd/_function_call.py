@@ -25,6 +25,7 @@ from vmap_core.extend import (
 )
 
 from ._torch import transforms_active
+from .by_sample import by_sample_if_need_be
 from .grad import aligned
 
 
@@ -171,7 +172,7 @@ class FunctionCall:
         function = cls.backward if cls.vjp is Function.vjp else cls.vjp
         with in_backward(self.level), resumed((self.level,)):
             seen = self._seen_grads(grads)
-            out = function(user, seen) if getattr(cls, "boxed_grads_call", False) else function(user, *seen)
+            out = self._by_sample("backward", function, [seen] if getattr(cls, "boxed_grads_call", False) else seen)
             out = tuple(out) if isinstance(out, tuple | list) else (out,)
             if len(out) < self.count or any(g is not None for g in out[self.count :]):
                 raise RuntimeError(
@@ -186,6 +187,20 @@ class FunctionCall:
         return tuple(
             None if g is None or not user.needs_input_grad[i] else self._of_argument(g, d)
             for i, g, d in zip(self.at, own, self.dims, strict=True)
+        )
+
+    def _by_sample(self, method: str, function: Any, args: Sequence[Any]) -> Any:
+        """Call a method of the class, at the level; sample by sample, each with its own ctx, if it must be."""
+
+        def of_sample(attributes: dict[str, Any], *args: Any) -> Any:
+            ctx = Context()
+            vars(ctx).update(attributes)
+            return function(ctx, *args)
+
+        name = f"the {method} of the autograd.Function {self.cls.__name__}"
+        tensors = (*self.ctx.saved_tensors, *args)
+        return by_sample_if_need_be(
+            self.level, name, lambda: function(self.ctx, *args), of_sample, (vars(self.ctx), *args), tensors
         )
 
     def _saved(self, ctx: Any, dims: tuple[list[int | None], list[bool]]) -> tuple[Any, ...]:
@@ -251,7 +266,7 @@ class FunctionCall:
                 given[i] = _zeros(meta)
         self.ctx.saved_tensors = self._saved(ctx, self.forward_dims) if ctx.saved_tensors else ()  # no backward pass
         with resumed((self.level,)):
-            out = self.cls.jvp(self.ctx, *given)
+            out = self._by_sample("jvp", self.cls.jvp, given)
         out = out if isinstance(out, tuple) else (out,)
         results = [None if out[i] is None else self._of_output(out[i], self.out_dims[i]) for i in self.out_at]
         return (*results, *(None for _ in self.extras))

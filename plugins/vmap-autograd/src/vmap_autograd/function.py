@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from vmap_core.extend import Level, RulePack, run_rule, unwrap, wrap
 
 from ._function_call import FunctionCall
+from .by_sample import by_sample_if_need_be
 
 pack = RulePack("autograd.function")
 
@@ -36,8 +37,12 @@ def apply(info: Level, cls: Any, *args: Any, **kwargs: Any) -> Any:
         values, dims, batched = unwrap(info, args)
         if batched:
             return wrap(info, *run_rule(cls.vmap, f"{cls.__name__}.vmap", info, tuple(dims), values, {}))
-    call = FunctionCall(info, cls, args)
-    return call.outputs_of(_physical(cls).apply(call, *call.values))
+
+    def mapped() -> Any:
+        call = FunctionCall(info, cls, args)
+        return call.outputs_of(_physical(cls).apply(call, *call.values))
+
+    return by_sample_if_need_be(info, f"the autograd.Function {cls.__name__}", mapped, cls.apply, args, args)
 
 
 class _Physical(Function):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import EscapedTensorError, UnsupportedError, VmapError, user_location
+from ..errors import EscapedTensorError, OpaqueCodeError, VmapError, user_location
 from ..torch_compat.head import make_sentinel, read_head, why_not, write_head
 from ..torch_compat.mode_stack import disabled_torch_function_impl, mode_at, stack_size
 from ..torch_compat.trees import tree_map
@@ -92,10 +92,11 @@ def refused(name: str) -> VmapError:
         return EscapedTensorError(
             f"vmap: {name} was called from C++ at {user_location()} on a batched tensor, and no vmap is running there: "
             f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
-            f"(see https://pytorch.org/functorch/stable/ux_limitations.html), or it is used in another thread. Instead: "
-            f"return it from the mapped function."
+            f"(see https://pytorch.org/functorch/stable/ux_limitations.html), or it is used in another thread, or C++ has "
+            f"handed it to Python, which it cannot. Instead: return it from the mapped function; wrap a function that goes "
+            f"through C++ in vmap_core.sequential_vmap."
         )
-    return UnsupportedError(
+    return OpaqueCodeError(
         f"vmap: C++ asked {name} of a batched tensor, at {user_location()}, in vmap of {levels[-1].name!r}: code in C++ that "
         f"PyTorch does not hand over, such as a pybind11 extension, cannot be mapped. Instead: register it as an operator "
         f"(torch.library.custom_op), or wrap the function that calls it in vmap_core.sequential_vmap, which loops over the "

@@ -30,7 +30,7 @@ from ..levels.stack import below, current_levels
 from ..levels.tensor import BatchedTensor
 from ..programs.watch import apply_function
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
-from ..torch_compat.versions import ADD_BATCH_DIM, APPLY_IS_PYTHON
+from ..torch_compat.versions import ABOUT_ALIGNMENT, ADD_BATCH_DIM, APPLY_IS_PYTHON
 from ..transform.vmap import vmap
 from .registry import Patch, patch
 
@@ -265,8 +265,9 @@ def _refusing(title: str, advice: str | None) -> Callable[[Any], Any]:
 
 
 _READS = "C++ would read memory that is not there"
+_ENDS = "C++ would end the process: it cannot pass on that there is no data"
 _FUNC = "torch.func's transforms wrap tensors in C++, which does not know batched ones"
-for _target, _title, _advice, _why, *_holders in (
+_REFUSED: tuple[tuple[Any, ...], ...] = (
     ("torch._C._nested.nested_tensor", "torch.nested.nested_tensor", _RETURN, _READS),
     ("torch._C._is_alias_of", "torch._C._is_alias_of", _RETURN, _READS),
     ("torch._C._overlaps", "torch._C._overlaps", _RETURN, _READS),
@@ -274,8 +275,10 @@ for _target, _title, _advice, _why, *_holders in (
     ("torch._C.ScriptObject.setattr", "an attribute of a scripted module", _RETURN, _READS),
     ("torch.utils.dlpack.to_dlpack", "to_dlpack", _RETURN, _READS),
     ("torch.random.set_rng_state", "torch.set_rng_state", _RETURN, _READS, "torch"),
+    *((name, name, _RETURN, _ENDS) for name in ABOUT_ALIGNMENT),
     (ADD_BATCH_DIM, "torch.func.vmap", None, _FUNC),
     ("torch._functorch.eager_transforms._wrap_for_grad", "a transform of torch.func", None, _FUNC),
     ("torch._functorch.eager_transforms._wrap_functional_tensor", "a transform of torch.func", None, _FUNC),
-):
+)
+for _target, _title, _advice, _why, *_holders in _REFUSED:
     Patch(_target, _refusing(_title, _advice), f"{_why}.", holders=tuple(_holders))

@@ -74,15 +74,20 @@ def listener(note: Callable[[Any, str], None]) -> Iterator[None]:
         _listener.reset(token)
 
 
-def report(op: Any) -> None:
-    """Say that an operation is about to run in the loop, as the policy asks."""
+def report(op: Any, why: str = "has no batching rule", hint: str = "") -> None:
+    """Say that an operation runs in the loop, as the policy asks.
+
+    Args:
+        op: the operator, or the name of what else runs in it.
+        why: says so of the operator.
+        hint: what to do; without, how to get a rule.
+    """
     policy = _policy.get() or _global_policy
     note = _listener.get()
     if policy == "silent" and note is None:
         return
-    message = (
-        f"vmap: {op} has no batching rule; it runs in a loop over the batch, at {user_location()}. {install_hint(op)}"
-    )
+    hint = hint or install_hint(op)
+    message = f"vmap: {op} {why}; it runs in a loop over the batch, at {user_location()}. {hint}"
     if note is not None:
         note(op, message)
     if policy == "silent":

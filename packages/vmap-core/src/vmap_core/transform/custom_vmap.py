@@ -54,12 +54,13 @@ class CustomVmap:
             return self.func(*args, **kwargs)
         try:
             if type(level) is Level:
-                return level.table.run_of((self,), self._at, Served(self.how))(level, args, kwargs)
+                return level.table.run_of((self,), self.run_at, Served(self.how))(level, args, kwargs)
         finally:
             push_mode(level)
         return self.func(*args, **kwargs)  # under a mode of the user's
 
-    def _at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the rule for what is batched at a level, which is off the stack."""
         leaves: list[Any] = []
         spec = _tree.flatten((args, kwargs), leaves)
         values, dims, batched = unwrap(level, leaves)
