@@ -391,3 +391,13 @@ def test_fallback_loop():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(vmap(lambda x: torch.special.bessel_j0(x).sum() + torch.linalg.eigvals(x.outer(x)).abs().max()), one)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: torch.full((3,), x.sum()), lambda x: torch.pow(x, 2), lambda x: torch.pow(2, x), lambda x: torch.add(x, x, alpha=2),
+    lambda x: torch.ones(4).clamp(x.min()), lambda x: torch.where(x > 0, x, 0.0),
+])  # fmt: skip
+def test_what_pytorchs_parser_asks_of_a_number_is_no_operation(f):
+    x = torch.randn(2, 3, 4)
+    program = capture(vmap(vmap(f)), x)
+    torch.testing.assert_close(program(x), vmap(vmap(f))(x))

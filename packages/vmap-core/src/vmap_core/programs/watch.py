@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..dispatch.lowering import LoweredTensor
 from ..errors import CaptureError
+from ..levels.head import Sentinel
 from ..levels.ownership import own_samples
 from ..levels.recording import RecordingMode
+from ..levels.tensor import BatchedTensor
 from ..torch_compat.dispatcher import TorchDispatchMode
 from ..torch_compat.mode_stack import DisableTorchFunction, pop_mode, push_mode, skip_one_hop
 from ..torch_compat.tensors import TensorBase, make_dual, typed_storage, unpack_dual
@@ -48,6 +50,10 @@ class Calls(RecordingMode):
             pop_mode()
 
 
+# Their classes answer: a lowered tensor by a rule, which makes physical operations; what C++ finds in a batched one by itself.
+_ANSWERING = frozenset((LoweredTensor, Sentinel, BatchedTensor))
+
+
 class Kernels(TorchDispatchMode):
     """Sees the operations of ATen."""
 
@@ -58,8 +64,8 @@ class Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and record it if no recorded call has made it."""
-        if LoweredTensor in types:
-            return NotImplemented  # it answers by a rule, which makes physical operations
+        if not _ANSWERING.isdisjoint(types):
+            return NotImplemented
         recorder, kwargs = self.recorder, kwargs or {}
         with DisableTorchFunction():  # the other mode has nothing to see in it
             if recorder.failure is not None or recorder.paused:
