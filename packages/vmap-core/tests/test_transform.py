@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import threading
 from collections import OrderedDict
 from typing import NamedTuple
@@ -205,7 +206,10 @@ def test_messages_from_inside_start_as_the_peers(name):
     function, kind = INSIDE[name]
     expected, got = call(torch.vmap, function, (X,), {}), call(vmap, function, (X,), {})
     assert type(got) is kind and isinstance(got, type(expected))
-    assert str(got).startswith(str(expected).partition(". If error")[0].rstrip(" ."))
+    text = str(expected).partition(". If error")[0]
+    if torch.__version__ < "2.13":  # where it sends one for help is another place
+        text = re.split("[,.] please", text, flags=re.IGNORECASE)[0]
+    assert str(got).startswith(text)
     assert "test_transform.py:" in str(got)  # where in the user's code
 
 
