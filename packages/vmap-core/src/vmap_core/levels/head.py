@@ -14,6 +14,7 @@ of Tensor, each a sentinel of its own: slower to make, and otherwise the same.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,6 +145,13 @@ elif SAFE is None:
     head_of = read_head
 
 else:
+    # What C++ asks of a tensor without data, and no operator of PyTorch answers.
+    _ABOUT_THE_VALUE: dict[str, Callable[..., Any]] = {
+        "aten::size": Tensor.size, "aten::sym_size": Tensor.size, "aten::stride": Tensor.stride,
+        "aten::sym_stride": Tensor.stride, "aten::numel": Tensor.numel, "aten::sym_numel": Tensor.numel, "aten::dim": Tensor.dim,
+        "aten::storage_offset": Tensor.storage_offset, "aten::sym_storage_offset": Tensor.storage_offset,
+        "aten::is_contiguous": lambda x, *_: x.is_contiguous(), "prim::device": lambda x: x.device, "prim::layout": lambda x: x.layout,
+    }  # fmt: skip
 
     class Base(Tensor):
         """A subclass of Tensor; it makes no difference with which head."""
@@ -162,7 +170,10 @@ else:
                 return x
 
             args, kwargs = tree_map(value, (args, kwargs or {}))
-            return refuse(cls, func, types, args) if batched else func(*args, **kwargs)
+            if batched:
+                return refuse(cls, func, types, args)
+            about = _ABOUT_THE_VALUE.get(func._schema.name)
+            return func(*args, **kwargs) if about is None else about(*args)
 
         def __new__(cls, head: int) -> Any:
             """Make a sentinel."""
