@@ -190,7 +190,7 @@ def test_the_rules_of_this_project_are_checked_on_demand(monkeypatch):
         with pytest.raises(RuleError, match="in pack 'core.wrong', returned out_dims=True"):
             check_rule(torch.trunc, torch.randn(3))
         monkeypatch.setattr(packs, "CHECKS", True)
-        packs._registry.tables.clear()
+        packs._registry.forget_tables()
         refused(vmap(torch.trunc), "out_dims=True")
     finally:
         unregister("core.wrong")

@@ -128,9 +128,8 @@ def test_copies():
     x = torch.randn(3, 2, requires_grad=True)
     y = vmap(copy.deepcopy)(x.detach())
     assert torch.equal(y, x) and y.data_ptr() != x.data_ptr()
-    for refused in (pickle.dumps, copy.copy):
-        with pytest.raises(UnsupportedError, match=r"pickle or copy\.copy .*test_tensor\.py"):
-            vmap(lambda r, refused=refused: refused(r))(x)
+    with pytest.raises(UnsupportedError, match=r"pickle .*test_tensor\.py"):
+        vmap(lambda r: pickle.dumps(r))(x)
 
 
 def test_hash_and_identity():
