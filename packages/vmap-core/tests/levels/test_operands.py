@@ -83,19 +83,10 @@ def test_one_inside_says_how_to_write_it():
     assert "x.sum(), not torch.Tensor.sum(x)" in caught.value.__notes__[0]
 
 
-def test_methods_and_properties_of_a_subclass():
-    class Signed(torch.Tensor):
-        factor = property(lambda self: 3)
-        unit = 2.0
+def test_as_subclass():
+    class Plain(torch.Tensor):
+        pass
 
-        def flipped(self):
-            return -self.as_subclass(torch.Tensor)
-
-    x = X.as_subclass(Signed)
-    for f in (lambda r: r.flipped(), lambda r: r.as_subclass(torch.Tensor) * r.factor * r.unit):
-        got = vmap(f)(x)
-        torch.testing.assert_close(
-            got.as_subclass(torch.Tensor), torch.stack([f(r).as_subclass(torch.Tensor) for r in x])
-        )
-    with pytest.raises(AttributeError, match="nothing"):
-        vmap(lambda r: r.nothing)(x)
+    f = lambda x: x.as_subclass(Plain).as_subclass(torch.Tensor) * 2  # noqa: E731
+    torch.testing.assert_close(vmap(f)(X), X * 2)
+    assert type(vmap(lambda x: x.as_subclass(Plain))(X)) is Plain

@@ -178,19 +178,6 @@ class TensorAPI(Base):
         """Return where the memory is."""
         return physically(_get_dlpack_device, self._value)
 
-    def __getattr__(self, name: str) -> Any:
-        """Look a name up that torch.Tensor has not: the value may be of a subclass that has."""
-        value: Any = self
-        while type(value) is BatchedTensor:
-            value = value._value
-        for cls in type(value).__mro__:
-            if cls is torch.Tensor or cls is torch.nn.Parameter:
-                break
-            if name in vars(cls):
-                member = vars(cls)[name]
-                return member.__get__(self, type(value)) if hasattr(member, "__get__") else member
-        raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-
 
 _get_shape = operator.attrgetter("shape")
 _get_grad_fn = operator.attrgetter("grad_fn")
