@@ -136,3 +136,24 @@ def test_another_layout_is_noticed(monkeypatch):
     monkeypatch.delenv("VMAP_HEAD", raising=False)
     monkeypatch.setattr(low, "HEAD", low.HEAD + 8)
     assert "another place" in low.why_not(head._sentinel)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: type(x)(x),
+        lambda x: x + type(x)(torch.ones(4)),
+        lambda x: x + type(x)([1.0, 2.0, 3.0, 4.0]),
+    ],
+)
+def test_the_class_makes_tensors_as_torch_tensor_does(f):
+    torch.testing.assert_close(vmap(f)(X), torch.stack([f(x) for x in X]))
+    torch.testing.assert_close(vmap(vmap(f))(X[None]), torch.stack([f(x) for x in X])[None])
+
+
+def test_it_makes_nothing_else():
+    made = []
+    vmap(lambda x: (made.append(type(x)), x)[1])(X)
+    for wrong in ("a", None, 2**63, object()):
+        with pytest.raises((TypeError, RuntimeError, OverflowError, ValueError)):
+            made[0](wrong)

@@ -243,7 +243,7 @@ def _kind(a: Any) -> str | None:
 def _returning(indent: str, bdim: str) -> list[str]:
     """Lines that wrap ``out``, as make_batched does, without a call."""
     lines = [
-        "x = BatchedTensor(head)",
+        "x = new(BatchedTensor, head)",
         "x._value = out",
         f"x._bdim = {bdim}",
         "x._level = level",
@@ -262,7 +262,7 @@ def _make(text: str, general: Run, **names: Any) -> Run:
 def _maker(text: str, names: tuple[str, ...]) -> Callable[..., Run]:
     """Compile lines once for all the rules that they serve."""
     scope: dict[str, Any] = {
-        "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "wrap": wrap, "padded": _padded, "unlisted": _unlisted,
+        "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap, "padded": _padded, "unlisted": _unlisted,
         "errors": (RuntimeError, IndexError),
     }  # fmt: skip
     exec(compile(f"def make({', '.join(('general', *names))}):\n{text}", "<vmap's short cut>", "exec"), scope)

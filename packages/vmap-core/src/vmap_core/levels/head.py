@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class _Elements:
         raise refused("aten::numel")
 
 
+T = TypeVar("T")
+
 _ANSWERS = {"aten::dim": 0, "aten::sym_numel": torch.SymInt(_Elements())}  # asked of what may be a number
 
 
@@ -97,12 +99,18 @@ def refused(name: str) -> VmapError:
             f"handed it to Python, which it cannot. Instead: return it from the mapped function; wrap a function that goes "
             f"through C++ in vmap_core.sequential_vmap."
         )
+    constructor = _CONSTRUCTOR if name in ("aten::alias", "aten::detach") else ""
     return OpaqueCodeError(
         f"vmap: C++ asked {name} of a batched tensor, at {user_location()}, in vmap of {levels[-1].name!r}: code in C++ that "
-        f"PyTorch does not hand over, such as a pybind11 extension, cannot be mapped. Instead: register it as an operator "
-        f"(torch.library.custom_op), or wrap the function that calls it in vmap_core.sequential_vmap, which loops over the "
-        f"samples, or in vmap_core.custom_vmap with a rule of your own."
+        f"PyTorch does not hand over, such as a pybind11 extension, cannot be mapped. {constructor}Instead: register it as an "
+        f"operator (torch.library.custom_op), or wrap the function that calls it in vmap_core.sequential_vmap, which loops "
+        f"over the samples, or in vmap_core.custom_vmap with a rule of your own."
     )
+
+
+_CONSTRUCTOR = (
+    "For a constructor, such as torch.Tensor(x) or Subclass(x), write x.detach() or x.as_subclass(Subclass). "
+)
 
 
 class Sentinel(Tensor):
@@ -123,9 +131,10 @@ BATCHED: int = _sentinel._cdata
 if TYPE_CHECKING:
 
     class Base:
-        """What BatchedTensor derives from, made with its head."""
+        """What BatchedTensor derives from."""
 
-        def __init__(self, head: int) -> None: ...
+    def new(cls: type[T], head: int) -> T:
+        """Return an object of a class that derives from Base, with a head."""
 
     def set_head(x: Any, pointer: int) -> None:
         """Put a pointer into a BatchedTensor's head."""
@@ -141,6 +150,7 @@ elif SAFE is None:
         __slots__ = ("__dict__", "__weakref__")
         __next__ = None
 
+    new = itertools.count.__new__
     set_head = write_head
     head_of = read_head
 
@@ -175,9 +185,9 @@ else:
             about = _ABOUT_THE_VALUE.get(func._schema.name)
             return func(*args, **kwargs) if about is None else about(*args)
 
-        def __new__(cls, head: int) -> Any:
-            """Make a sentinel."""
-            return make_sentinel(cls)
+    def new(cls: type, head: int) -> Any:
+        """Return a sentinel of a class."""
+        return make_sentinel(cls)
 
     def set_head(x: Any, pointer: int) -> None:
         """Do nothing: see `Base`."""

@@ -69,7 +69,7 @@ def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
                 return at(mode, func, (self, other))
             if (number := numpy_number(other)) is not None:
                 return at(mode, func, (self, number))
-            if is_array(other) and not name.startswith(("__i", "__r")):
+            if is_array(other) and name[2:-2] in _OPERATORS:
                 return at(mode, with_array, (self, other, name))
             return NotImplemented
         finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .head import BATCHED, Base, head_of, set_head
+from .head import BATCHED, Base, head_of, new, set_head
 from .level import Level
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class BatchedTensor(Base):
         def __getattr__(self, name: str) -> Any:
             """The names of torch.Tensor, which `levels.methods` adds."""
 
+    def __new__(cls, *args: Any) -> Any:
+        """Do what ``torch.Tensor(*args)`` does: a function may ask for it by ``type(x)(...)``; `make_batched` makes these."""
+        return args[0].view_as(args[0]) if args and type(args[0]) is cls else Tensor(*args)
+
     def __hash__(self) -> int:
         """Hash by identity, as tensors do."""
         return id(self)
@@ -52,7 +56,7 @@ def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | No
 
     A function, since Python takes longer for a class with ``__init__``.
     """
-    x = BatchedTensor(head_of(value) if bdim is None else BATCHED)
+    x = new(BatchedTensor, head_of(value) if bdim is None else BATCHED)
     x._value = value
     x._bdim = bdim
     x._level = level
