@@ -16,6 +16,8 @@ AccumulateGrad: Any = _functions.AccumulateGrad  # type: ignore[attr-defined]
 
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
+fwd_grad_enabled: Any = torch._C._is_fwd_grad_enabled
+set_fwd_grad_enabled: Any = forward_ad._set_fwd_grad_enabled
 
 _checkpoint: Any = torch.utils.checkpoint
 TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_impl")  # since 2.14
@@ -33,7 +35,9 @@ __all__ = [
     "AccumulateGrad",
     "TreeSpec",
     "dual_level",
+    "fwd_grad_enabled",
     "make_dual",
+    "set_fwd_grad_enabled",
     "transforms_active",
     "tree_flatten",
     "tree_unflatten",

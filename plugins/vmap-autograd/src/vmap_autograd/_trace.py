@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from vmap_core.extend import BatchedTensor, leaves, make_leaf, map_leaves, own_samples
 
+from ._state import usable
 from ._torch import TreeSpec, dual_level, tree_flatten, tree_unflatten
 from .accumulate import leaves_of
 
@@ -139,7 +140,12 @@ def _own_input(x: Any, name: str) -> Any:
         raise ValueError(f"{name}: expected the arguments to differentiate by to hold only tensors, got {type(x)}")
     y = own_samples(x)
     if not y.requires_grad:
-        make_leaf(y)
+        try:
+            make_leaf(y)
+        except RuntimeError:
+            if not x.is_inference():
+                raise
+            make_leaf(y := own_samples(usable(x)))
     return y
 
 

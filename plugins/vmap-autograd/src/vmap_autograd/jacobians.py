@@ -15,6 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 
 from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 
+from ._state import takes_derivatives, usable
 from ._torch import transforms_active, tree_flatten, tree_unflatten
 from ._trace import (
     Argnums,
@@ -65,6 +66,7 @@ def jacrev(
     """
     _check(chunk_size, "jacrev")
 
+    @takes_derivatives
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         traced = trace(func, argnums, args, kwargs, has_aux, "jacrev")
@@ -118,10 +120,12 @@ def jacfwd(
     """
     _check(chunk_size, "jacfwd")
 
+    @takes_derivatives
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         chosen = select(args, argnums, "jacfwd")
         inputs, in_spec = tree_flatten(chosen)
+        inputs = [usable(x) for x in inputs]
         found: dict[str, Any] = {}
         if not forward_mode_serves(inputs):
             traced = trace_for_tangents(func, argnums, args, kwargs, has_aux, "jacfwd")

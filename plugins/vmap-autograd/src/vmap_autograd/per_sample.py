@@ -13,6 +13,7 @@ from torch.func import functional_call
 from vmap_core import vmap
 from vmap_core.extend import leaves, map_leaves
 
+from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
 
 
@@ -77,11 +78,13 @@ def per_sample_grads(
     def from_function(params: Any, x: Any, y: Any = None) -> Any:
         return _gradients(model, params, x, y)
 
+    @takes_derivatives
     def _gradients(call: Callable[..., Any], params: Any, x: Any, y: Any) -> Any:
         sizes = {t.shape[0] for t in leaves((x, y)) if isinstance(t, Tensor)}
         if len(sizes) != 1:
             raise ValueError(f"per_sample_grads: expected tensors (B, *) with one batch size B, got sizes {sizes}")
         size = sizes.pop()
+        params, x, y = map_leaves(lambda t: usable(t) if isinstance(t, Tensor) else t, (params, x, y))
 
         def sample_loss(params: Any, x: Any, y: Any) -> Any:
             if batch_of_one:

@@ -8,6 +8,7 @@ from typing import Any
 from vmap_core.extend import Patch, current_levels
 
 from . import transforms
+from ._state import takes_derivatives
 from ._torch import tree_unflatten
 from ._trace import replaced, requires_grad, select, trace
 
@@ -20,6 +21,7 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
     return transforms.grad_and_value(func, argnums, has_aux)(*args, **kwargs)
 
 
+@takes_derivatives
 def _vjp(func: Any, *primals: Any, argnums: Any = None, has_aux: bool = False) -> Any:
     traced = trace(func, argnums, primals, {}, has_aux, "vjp")
     pull = transforms.vjp_function(traced, "vjp")

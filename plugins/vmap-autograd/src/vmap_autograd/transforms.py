@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vmap_core.extend import make_leaf, own_samples
 
+from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import (
     Argnums,
@@ -56,6 +57,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
                 [0., 2.]])
     """
 
+    @takes_derivatives
     @functools.wraps(func)
     def gradient(*args: Any, **kwargs: Any) -> Any:
         grads, traced = _grad(func, argnums, has_aux, args, kwargs, "grad")
@@ -76,6 +78,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
         (tensor(6.), tensor(9.))
     """
 
+    @takes_derivatives
     @functools.wraps(func)
     def gradient_and_value(*args: Any, **kwargs: Any) -> Any:
         grads, traced = _grad(func, argnums, has_aux, args, kwargs, "grad_and_value")
@@ -102,6 +105,7 @@ def _grad(
     return tree_unflatten(grads, traced.in_spec), traced
 
 
+@takes_derivatives
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """Compute a function and return it with the product of vectors with its Jacobian.
 
@@ -141,6 +145,7 @@ def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
     """Return ``vjp_fn(cotangents) -> flat gradients`` of a function that has run; these may have a graph to detach."""
     outputs, out_spec = output_tensors(traced.out, name)
 
+    @takes_derivatives
     def function(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> list[Any]:
         vectors, spec = tree_flatten(cotangents)
         if spec != out_spec:
@@ -160,6 +165,7 @@ def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
     return function
 
 
+@takes_derivatives
 def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
     """Compute a function and the product of its Jacobian with a vector.
 
@@ -210,6 +216,7 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
         return value, pushed
 
 
+@takes_derivatives
 def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """Compute a function, and return it with its linear map of tangents at that point.
 
@@ -235,6 +242,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     out_spec = output_tensors(traced.out, "linearize")[1]
     apply = linear_map(traced)
 
+    @takes_derivatives
     def jvp_fn(*tangents: Any) -> Any:
         flat, _ = _checked_tangents(primals, tangents, "linearize")
         pushed = tree_unflatten(apply(flat[1]), out_spec)
@@ -292,4 +300,4 @@ def _checked_tangents(primals: Any, tangents: Any, name: str) -> tuple[tuple[lis
             raise RuntimeError(
                 f"{name}: expected a tangent of the primal's shape {tuple(p.shape)}, got {tuple(t.shape)}"
             )
-    return (flat, flat_tangents), spec
+    return ([usable(p) for p in flat], [usable(t) for t in flat_tangents]), spec

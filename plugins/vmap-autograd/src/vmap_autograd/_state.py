@@ -1,0 +1,36 @@
+"""The state of PyTorch in which derivatives can be taken, whatever the caller's is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from ._torch import fwd_grad_enabled, set_fwd_grad_enabled
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes_derivatives(function: F) -> F:
+    """Return a function that runs outside inference mode and with forward mode on; grad mode stays the caller's.
+
+    In inference mode, and in an autograd.Function's forward, PyTorch records nothing: a transform would take that for a
+    derivative of zero.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if fwd_grad_enabled() and not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), set_fwd_grad_enabled(True), torch.set_grad_enabled(grad):
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def usable(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that autograd takes: a copy of one that was made in inference mode."""
+    return x.clone() if x.is_inference() else x
