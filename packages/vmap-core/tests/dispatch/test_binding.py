@@ -5,6 +5,7 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vmap_core import vmap
 from vmap_core.dispatch.binding import bind
 from vmap_core.torch_compat.operators import is_leaf
 
@@ -91,3 +92,36 @@ def test_bind_agrees_with_pytorch(op):
             continue
         for name, value in expected.items():
             assert same(value, got[name]), (overload, name, value, got[name])
+
+
+def elsewhere():
+    """Methods whose tensor is not the first argument of the schema."""
+    for name in dir(torch.Tensor):
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in getattr(packet, "overloads", list)():
+            arguments = getattr(packet, overload)._schema.arguments[1:]
+            behind = any(a.name == "self" and str(a.type) == "Tensor" for a in arguments)
+            takes_out = any(a.name == "out" for a in arguments)
+            if behind and not takes_out and type(getattr(torch.Tensor, name)).__name__ == "method_descriptor":
+                yield f"{name}.{overload}"
+
+
+C, X, Y = torch.tensor([True, False, True]), torch.tensor([False, False, True]), torch.tensor([True, True, False])
+METHODS = {
+    "where.self": [(X, C, Y), (X.long(), C, Y), (X.double(), C, Y.float()), (C.float(), C, Y.float())],
+    "where.ScalarOther": [(X.float(), C, 2.0), (X.long(), C, 3)],
+    "polygamma.default": [(torch.rand(3) + 1, 1)],
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(elsewhere()) | {"where.self"}))
+def test_a_methods_tensor_is_its_self(name):
+    method = getattr(torch.Tensor, name.partition(".")[0])
+    for x, *args in METHODS[name]:
+        expected = method(x, *args)
+        bound = bind(method, (x, *args), {})
+        if bound is not None:  # else it goes through the dispatcher, where PyTorch itself parses it
+            overload, arrange = bound
+            torch.testing.assert_close(overload(*(arrange((x, *args), {})[0] if arrange else (x, *args))), expected)
+        dims = tuple(0 if isinstance(a, torch.Tensor) else None for a in (x, *args))
+        torch.testing.assert_close(vmap(method, dims)(x, *args), expected)

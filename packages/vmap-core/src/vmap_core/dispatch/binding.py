@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodDescriptorType
 from typing import Any
 
 import torch
@@ -72,15 +73,20 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[OpOv
         sources = _match(func, args, kwargs, lambda arg, value: True)
         return None if sources is None else (func, _arranger(sources, len(args), kwargs))
     packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
+    method = isinstance(func, MethodDescriptorType)
     for overload in overloads_of(packet) if packet is not None else ():
-        sources = _match(overload, args, kwargs, _accepts)
+        sources = _match(overload, args, kwargs, _accepts, method)
         if sources is not None:
             return overload, _arranger(sources, len(args), kwargs)
     return None
 
 
 def _match(
-    op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], accepts: Callable[[Any, Any], bool]
+    op: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    accepts: Callable[[Any, Any], bool],
+    method: bool = False,
 ) -> list[tuple[str, Any]] | None:
     """Return, for each positional schema argument, where it comes from; None if the call does not fit.
 
@@ -93,10 +99,12 @@ def _match(
     given = dict(kwargs)
     sources: list[tuple[str, Any]] = []
     packed = False
+    at = [a.name for a in positional].index("self") if method and any(a.name == "self" for a in positional) else 0
     for i, arg in enumerate(positional):
-        if i < len(args):
-            if accepts(arg, args[i]):
-                sources.append(("a", i))
+        place = 0 if i == at else i + (i < at)  # a method's tensor comes first, wherever its schema has it
+        if place < len(args):
+            if accepts(arg, args[place]):
+                sources.append(("a", place))
             elif _varargs(arg, positional, i, args):
                 sources.append(("v", i))
                 packed = True
