@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 TRIED = {
-    "torch": ("2.11", "2.13", "2.14", "2.15"),
+    "torch": ("2.11", "2.12", "2.13", "2.14", "2.15"),
     "Python": ("3.11", "3.12", "3.13"),
 }
 """The minor versions that the tests were run with; docs/compatibility.md has the figures."""
