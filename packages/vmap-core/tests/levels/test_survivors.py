@@ -6,6 +6,7 @@ import io
 import operator
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,6 +53,8 @@ USES = {
     "assignment": lambda i: operator.setitem(y := X.clone(), i, 0.0) or y,
     "arithmetic": lambda i: i + 1,
     "on the right": lambda i: X[:, :2] * i,
+    "a number of numpy": lambda i: i + np.int64(2),
+    "an array": lambda i: torch.as_tensor(i * np.array([1.5, 2.5])),
     "a list": lambda i: torch.stack([i, i]),
     "the next vmap": lambda i: vmap(lambda x: x[i] + i)(X),
     "the next vmap's input": lambda i: vmap(lambda k: X[k])(i),

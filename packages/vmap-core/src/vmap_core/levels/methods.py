@@ -59,7 +59,9 @@ def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
         try:
             mode = pop_mode()
         except RuntimeError:
-            return outside(func, (self, other), NO_KWARGS) if _is_operand(cls, other) else NotImplemented
+            if not _is_operand(cls, other) and (other := numpy_number(other)) is None:
+                return NotImplemented
+            return outside(func, (self, other), NO_KWARGS)
         try:
             if type(mode) is Level:
                 plan = mode.plans.get((func, cls, type(other)))
