@@ -43,6 +43,7 @@ def test_in_place(name):
         check(lambda x, number=number: getattr(operator, name)(x.clone(), number), X)
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # PyTorch's, of any tensor and array
 @pytest.mark.parametrize(
     "array", [np.array(2.0), np.array(2, dtype=np.int32), np.ones(4, np.float32), np.ones((2, 4)), np.ones((5, 1))]
 )

@@ -78,6 +78,7 @@ USES = {
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # PyTorch's, of any tensor and array
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_what_the_samples_share_is_a_plain_tensor(use, depth):
