@@ -77,7 +77,7 @@ def _shared_apply(apply: Any, level: Level, cls: Any, args: Any, kwargs: dict[st
     except EscapedTensorError:  # forward has captured a batched tensor
         raise error from None
     results = out if isinstance(out, tuple) else (out,)
-    if any(isinstance(saved, Sentinel) for o in results for saved in _saved(o)):
+    if any(isinstance(saved, Sentinel | BatchedTensor) for o in results for saved in _saved(o)):
         raise error
     same = {id(v): a for v, a in zip(values, args, strict=True)}
     if isinstance(out, tuple):
