@@ -99,7 +99,7 @@ def _match(
     given = dict(kwargs)
     sources: list[tuple[str, Any]] = []
     packed = False
-    at = [a.name for a in positional].index("self") if method and any(a.name == "self" for a in positional) else 0
+    at = next((i for i, a in enumerate(positional) if a.name == "self"), 0) if method else 0
     for i, arg in enumerate(positional):
         place = 0 if i == at else i + (i < at)  # a method's tensor comes first, wherever its schema has it
         if place < len(args):

@@ -7,7 +7,7 @@ same table of rules. So every composite operator works as soon as its parts do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
 from ..torch_compat.dispatcher import TorchDispatchMode, WithDispatchKeys, excluded_keys, included_keys
 from ..torch_compat.functorch import transforms_active, with_transforms, without_transforms
-from ..torch_compat.mode_stack import EnableTorchFunction, disabled_torch_function_impl, pop_mode, push_mode, stack_size
+from ..torch_compat.mode_stack import EnableTorchFunction, disabled_torch_function_impl, only_modes, without_modes
 from ..torch_compat.operators import RANDOM
 from ..torch_compat.tensors import make_wrapper
 
@@ -50,36 +50,11 @@ class LoweredTensor(Tensor):
 LEAVES.add(LoweredTensor)
 
 
-def holds_lowered(args: Any) -> bool:
-    """Tell whether a LoweredTensor is among arguments: the call comes from code that a lowered call runs, such as a hook."""
-    return next(_lowered(args), None) is not None
-
-
 def run_at_their_level(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run a call on lowered tensors at the innermost of their levels, as door 1 would."""
     level = max((t._batched._level for t in _lowered((args, kwargs))), key=lambda level: level.depth)
-    with WithDispatchKeys(*level.dispatch_keys), _Outside(level.modes), EnableTorchFunction():
+    with WithDispatchKeys(*level.dispatch_keys), only_modes(level.modes), EnableTorchFunction():
         return answer(level, func, args, kwargs)
-
-
-class _Outside:
-    """The stack of modes as it was outside a lowered call: what runs in the call may have put others there."""
-
-    __slots__ = ("here", "modes")
-
-    def __init__(self, modes: Sequence[Any]) -> None:
-        self.modes = modes
-
-    def __enter__(self) -> None:
-        self.here = [pop_mode() for _ in range(stack_size())]
-        for mode in self.modes:
-            push_mode(mode)
-
-    def __exit__(self, *exc: object) -> None:
-        for _ in self.modes:
-            pop_mode()
-        for mode in reversed(self.here):
-            push_mode(mode)
 
 
 # What forward mode asks about the tangent of every result; a sample has no storage of its own that could be larger.
@@ -127,7 +102,7 @@ class _Lowering(TorchDispatchMode):
         if _plain(func, args, kwargs):
             return func(*args, **kwargs)
         self.failure = None  # the one before was handled
-        with WithDispatchKeys(*self.outside), _Outside(self.level.modes), EnableTorchFunction():
+        with WithDispatchKeys(*self.outside), only_modes(self.level.modes), EnableTorchFunction():
             try:
                 if self.functorch is None:
                     return answer(self.level, func, args, kwargs)
@@ -241,21 +216,20 @@ def run_lowered(
     lowered_kwargs = {k: map_leaves(lower_, v) for k, v in kwargs.items()}
     # Levels further out must not see the wrappers: they come back for every physical operation.
     before = level.modes, level.dispatch_keys
-    level.modes, level.dispatch_keys = [pop_mode() for _ in range(stack_size())][::-1], dispatch_keys()
-    try:
-        if not mode:
-            return run()
-        if not functorch:
-            with _Lowering(level) as lowering:
-                try:
-                    return run()
-                except RuntimeError as error:
-                    if lowering.failure is not None and str(lowering.failure) not in str(error):
-                        raise lowering.failure from error
-                    raise
-        with without_transforms() as stack, _Lowering(level, stack):  # nor must torch.func's transforms
-            return run()
-    finally:
-        for one in level.modes:
-            push_mode(one)
-        level.modes, level.dispatch_keys = before
+    with without_modes() as modes:
+        level.modes, level.dispatch_keys = modes, dispatch_keys()
+        try:
+            if not mode:
+                return run()
+            if not functorch:
+                with _Lowering(level) as lowering:
+                    try:
+                        return run()
+                    except RuntimeError as error:
+                        if lowering.failure is not None and str(lowering.failure) not in str(error):
+                            raise lowering.failure from error
+                        raise
+            with without_transforms() as stack, _Lowering(level, stack):  # nor must torch.func's transforms
+                return run()
+        finally:
+            level.modes, level.dispatch_keys = before

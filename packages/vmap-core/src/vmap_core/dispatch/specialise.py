@@ -262,8 +262,8 @@ def _make(text: str, general: Run, **names: Any) -> Run:
 def _maker(text: str, names: tuple[str, ...]) -> Callable[..., Run]:
     """Compile lines once for all the rules that they serve."""
     scope: dict[str, Any] = {
-        "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap, "padded": _padded, "unlisted": _unlisted,
-        "errors": (RuntimeError, IndexError),
+        "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap,
+        "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
     }  # fmt: skip
     exec(compile(f"def make({', '.join(('general', *names))}):\n{text}", "<vmap's short cut>", "exec"), scope)
     make: Callable[..., Run] = scope["make"]

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..errors import EscapedTensorError, OpaqueCodeError, VmapError, user_location
 from ..torch_compat.head import make_sentinel, read_head, why_not, write_head
-from ..torch_compat.mode_stack import disabled_torch_function_impl, mode_at, stack_size
+from ..torch_compat.mode_stack import disabled_torch_function_impl
 from ..torch_compat.trees import tree_map
-from .level import Level
+from .level import current_levels
 
 
 class _Elements:
@@ -90,7 +90,7 @@ def refuse(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) 
 
 def refused(name: str) -> VmapError:
     """Make the error for C++ that asks something of a batched tensor."""
-    levels = [mode for mode in map(mode_at, range(stack_size())) if type(mode) is Level]
+    levels = current_levels()
     if not levels:
         return EscapedTensorError(
             f"vmap: {name} was called from C++ at {user_location()} on a batched tensor, and no vmap is running there: "

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import RandomnessError, function_name, user_location
 from ..torch_compat.autocast import is_autocast_enabled
-from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from ..torch_compat.mode_stack import mode_at, pop_mode, push_mode, stack_size
 from .presence import presence
 
 
@@ -52,6 +52,12 @@ class pushed:
     def __exit__(self, *exc: object) -> None:
         """Take it off."""
         pop_mode()
+
+
+def current_levels() -> list[Level]:
+    """Return the active levels of this thread, outermost first."""
+    modes = (mode_at(i) for i in range(stack_size()))
+    return [mode for mode in modes if type(mode) is Level]
 
 
 if TYPE_CHECKING:

@@ -59,18 +59,16 @@ def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
         try:
             mode = pop_mode()
         except RuntimeError:
-            if not _is_operand(cls, other) and (other := numpy_number(other)) is None:
-                return NotImplemented
-            return outside(func, (self, other), NO_KWARGS)
+            operand = _operand(cls, other)
+            return NotImplemented if operand is None else outside(func, (self, operand), NO_KWARGS)
         try:
             if type(mode) is Level:
                 plan = mode.plans.get((func, cls, type(other)))
                 if plan is not None:
                     return plan(mode, (self, other), NO_KWARGS)
-            if _is_operand(cls, other):
-                return at(mode, func, (self, other))
-            if (number := numpy_number(other)) is not None:
-                return at(mode, func, (self, number))
+            operand = _operand(cls, other)
+            if operand is not None:
+                return at(mode, func, (self, operand))
             if is_array(other) and name[2:-2] in _OPERATORS:
                 return at(mode, with_array, (self, other, name))
             return NotImplemented
@@ -85,16 +83,16 @@ def _swapped(cls: type, func: Any, name: str) -> Callable[..., Any]:
     """Make a reflected operator: the other operand is the first."""
 
     def method(self: BatchedTensor, other: Any) -> Any:
-        if not _is_operand(cls, other) and (other := numpy_number(other)) is None:
-            return NotImplemented
-        return dispatch(func, (other, self))
+        operand = _operand(cls, other)
+        return NotImplemented if operand is None else dispatch(func, (operand, self))
 
     method.__name__ = name
     return method
 
 
-def _is_operand(cls: type, other: Any) -> bool:
-    return isinstance(other, _OPERANDS) or type(other) is cls
+def _operand(cls: type, other: Any) -> Any:
+    """Return what the other operand is to a tensor: itself, or the Python number for one of NumPy's; None for anything else."""
+    return other if isinstance(other, _OPERANDS) or type(other) is cls else numpy_number(other)
 
 
 _OPERANDS = (Tensor, int, float, complex, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -166,9 +164,8 @@ def _metadata_method(name: str) -> Callable[..., Any]:
 
 def _rtruediv(self: BatchedTensor, other: Any) -> Any:
     """``other / self``, as Tensor computes it."""
-    if not _is_operand(type(self), other) and (other := numpy_number(other)) is None:
-        return NotImplemented
-    return self.reciprocal() * other
+    operand = _operand(type(self), other)
+    return NotImplemented if operand is None else self.reciprocal() * operand
 
 
 def generate(cls: type[BatchedTensor]) -> None:

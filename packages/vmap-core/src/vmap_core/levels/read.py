@@ -7,17 +7,14 @@ the loop; where they differ it is an error.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..errors import DataDependentError, EscapedTensorError, UnsupportedError, user_location
 from .recording import unrecorded
 from .stack import physically
-
-if TYPE_CHECKING:
-    from .tensor import BatchedTensor
-
+from .tensor import BatchedTensor
 
 _ADVICE = {
     "bool()": "use torch.where(condition, a, b) to choose per sample, or torch.cond",
@@ -136,3 +133,16 @@ def escaped(x: BatchedTensor) -> EscapedTensorError:
         f"Either your tensor may have escaped from inside a function being vmapped and this is a user error "
         f"(see https://pytorch.org/functorch/stable/ux_limitations.html). Instead: return it from the mapped function."
     )
+
+
+def alive(x: Any) -> Any:
+    """Return a value that may be used here: a dead unbatched tensor is worth its value.
+
+    Raises:
+        EscapedTensorError: it is a batched tensor of a vmap that has returned.
+    """
+    while type(x) is BatchedTensor and not x._level.active:
+        if x._bdim is not None:
+            raise escaped(x)
+        x = x._value
+    return x

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, pop_mode, push_mode, stack_size
 from .level import Level
+from .level import current_levels as current_levels
 from .presence import presence
 from .tensor import BatchedTensor
 
@@ -55,12 +56,6 @@ def restore(below: Sequence[Any], gone: Sequence[Level]) -> None:
             pop_mode()
         for mode in (*below, *above):
             push_mode(mode)
-
-
-def current_levels() -> list[Level]:
-    """Return the active levels of this thread, outermost first."""
-    modes = (mode_at(i) for i in range(stack_size()))
-    return [mode for mode in modes if type(mode) is Level]
 
 
 class resumed:

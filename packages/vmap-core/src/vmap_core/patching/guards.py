@@ -1,11 +1,10 @@
 """Patches at the entry points of PyTorch that take tensors without asking ``__torch_function__``.
 
-A BatchedTensor passes ``isinstance(x, torch.Tensor)``, and C++ that trusts this would read memory that is not there,
-or lose a gradient. So each such entry point that a mapped function can reach is replaced by a thin wrapper: with a
-BatchedTensor among the arguments it runs what is right for it, or raises UnsupportedError; without one it does what it
-always did.
+C++ that is given a batched tensor finds one without data (see `levels.head`): it raises, loses a gradient, or cannot even
+pass an error on. Where there is something right to do, or to say, the entry point is replaced by a thin wrapper: with a
+BatchedTensor among the arguments it does that; without one it does what it always did.
 
-Not guarded are the constructors ``torch.Tensor(x)`` and ``Tensor._make_subclass``: torch.compile knows them by
+Not replaced are the constructors ``torch.Tensor(x)`` and ``Tensor._make_subclass``: torch.compile knows them by
 identity, and would stop tracing tensor subclasses.
 """
 
@@ -17,14 +16,14 @@ from typing import Any
 
 import torch
 
-from ..dispatch.lowering import holds_lowered, run_at_their_level, run_lowered
+from ..dispatch.lowering import LoweredTensor, run_at_their_level, run_lowered
 from ..dispatch.refusals import needs_vmap_autograd, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
 from ..levels.entry import dispatch, survivors
 from ..levels.head import Sentinel
 from ..levels.level import Level, call
-from ..levels.read import escaped
+from ..levels.read import alive, escaped
 from ..levels.recording import current
 from ..levels.stack import below, current_levels
 from ..levels.tensor import BatchedTensor
@@ -46,7 +45,7 @@ def apply_function_at_level(native: Any) -> Any:
     """Apply an autograd.Function by the rule for it; where there is none, to what all samples share."""
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if holds_lowered(args):
+        if LoweredTensor in map(type, args):  # from code that a lowered call runs: a hook, another Function's backward
             return run_at_their_level(torch.autograd.Function.apply, (cls, *args), kwargs)
         if not stack_size():
             return native(cls, *args, **kwargs)
@@ -119,9 +118,7 @@ def make_parameter_of_value(native: Any) -> Any:
     """Make a Parameter of the value of a tensor that all samples shared, once its vmap has ended."""
 
     def __new__(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
-        while type(data) is BatchedTensor and data._bdim is None and not data._level.active:
-            data = data._value
-        return native(cls, data, requires_grad)
+        return native(cls, alive(data), requires_grad)
 
     return __new__
 
@@ -264,7 +261,7 @@ def _refusing(title: str, advice: str | None) -> Callable[[Any], Any]:
     return make
 
 
-_READS = "C++ would read memory that is not there"
+_READS = "C++ would find no data in it; here the error says what to do"
 _ENDS = "C++ would end the process: it cannot pass on that there is no data"
 _FUNC = "torch.func's transforms wrap tensors in C++, which does not know batched ones"
 _REFUSED: tuple[tuple[Any, ...], ...] = (

@@ -73,9 +73,8 @@ def run_rule(function: RuleFunction, name: str, level: Level, in_dims: Any, args
     try:
         result = function(level, in_dims, *args, **kwargs)
     except Exception as error:
-        if not getattr(function, "__module__", "").startswith(
-            "vmap_core."
-        ):  # the loop of sequential_vmap: it runs the user's function
+        of_core = getattr(function, "__module__", "").startswith("vmap_core.")
+        if not of_core:  # the loop of sequential_vmap, which runs the user's function
             note(error, whose)
         raise
     return well_formed(result, level, whose)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _disabled_torch_function_impl as disabled_torch_function_impl
 from torch._C import _EnableTorchFunction as EnableTorchFunction
@@ -18,6 +21,7 @@ __all__ = [
     "EnableTorchFunction",
     "disabled_torch_function_impl",
     "mode_at",
+    "only_modes",
     "overrides_off",
     "pop_mode",
     "push_mode",
@@ -27,17 +31,35 @@ __all__ = [
 ]
 
 
-class without_modes:
-    """Runs a block with nothing on the stack: no level, and no mode of the user's.
+class only_modes:
+    """Runs a block with these modes on the stack and no others, neither levels nor the user's; gives those that were on it.
 
     A class: see Note [Contexts that change the stack] in `levels.level`.
+
+    Args:
+        modes: outermost first.
     """
 
-    def __enter__(self) -> None:
-        """Take all off."""
-        self.modes = [pop_mode() for _ in range(stack_size())]
+    __slots__ = ("before", "modes")
+
+    def __init__(self, modes: Sequence[Any] = ()) -> None:
+        self.modes = modes
+
+    def __enter__(self) -> list[Any]:
+        """Take all off, and put these on."""
+        self.before = [pop_mode() for _ in range(stack_size())][::-1]
+        for mode in self.modes:
+            push_mode(mode)
+        return self.before
 
     def __exit__(self, *exc: object) -> None:
-        """Put them back."""
-        for mode in reversed(self.modes):
+        """Put the others back."""
+        for _ in self.modes:
+            pop_mode()
+        for mode in self.before:
             push_mode(mode)
+
+
+def without_modes() -> only_modes:
+    """Return a context with nothing on the stack."""
+    return only_modes()

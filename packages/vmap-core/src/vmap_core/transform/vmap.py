@@ -18,7 +18,7 @@ from ..errors import function_name
 from ..levels import tree as _tree
 from ..levels.level import Level, Randomness
 from ..levels.presence import presence
-from ..levels.read import escaped
+from ..levels.read import alive
 from ..levels.stack import modes, restore
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
@@ -241,24 +241,11 @@ def _end(level: Level, below: Sequence[Any]) -> None:
     presence.leave(level)
 
 
-def _alive(x: Any) -> Any:
-    """Return a value that may be used here: a dead unbatched tensor is worth its value.
-
-    Raises:
-        EscapedTensorError: it is a batched tensor of a vmap that has returned.
-    """
-    while type(x) is BatchedTensor and not x._level.active:
-        if x._bdim is not None:
-            raise escaped(x)
-        x = x._value
-    return x
-
-
 def _unwrap(out: Any, out_dim: int | None, level: Level) -> Any:
     """Return one output as its physical value, the batch dim where it is wanted."""
     value, bdim = out, None
     if type(out) is BatchedTensor:
-        value, bdim = (out._value, out._bdim) if out._level is level else (_alive(out), None)
+        value, bdim = (out._value, out._bdim) if out._level is level else (alive(out), None)
     if out_dim is None:
         if bdim is not None:
             raise ValueError(
@@ -344,7 +331,7 @@ def _dims_of_leaves(func: Any, name: str, in_dims: Any, tree: Any, spec: Any, le
         )
     for i, (leaf, dim) in enumerate(zip(leaves, dims, strict=True)):
         if dim is not None:
-            leaves[i] = leaf = _alive(leaf)
+            leaves[i] = leaf = alive(leaf)
             problem = _problem(leaf, dim)
             if problem is not None:
                 raise ValueError(f"vmap({function_name(func)}, {name}={in_dims}, ...)(<inputs>): {problem}")
