@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmap_core import DataDependentError, EscapedTensorError, InplaceError, RandomnessError, vmap
+from vmap_core import DataDependentError, EscapedTensorError, InplaceError, RandomnessError, UnsupportedError, vmap
 from vmap_core.levels.stack import current_levels
 
 X = torch.arange(12.0).reshape(3, 4)
@@ -246,3 +246,13 @@ def test_in_dims_and_out_dims(shape, data):
     size = x.shape[in_dim]
     expected = x.expand(size, *x.shape) if shared else x.movedim(in_dim, 0)
     assert torch.equal(out["b"][0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"in_dims": ({"x": 0},)}])
+def test_a_nested_tensor_is_refused(layout, options):
+    batch = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+    wrapped = {"x": batch} if "in_dims" in options else batch
+    with pytest.raises(UnsupportedError, match=r"nested tensor.*to_padded_tensor"):
+        vmap(lambda s: torch.ones(1), **options)(wrapped)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..errors import function_name
+from ..errors import UnsupportedError, function_name, user_location
 from ..levels import tree as _tree
 from ..levels.level import Level, Randomness
 from ..levels.presence import presence
@@ -140,12 +140,13 @@ def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> 
     inputs = []
     for a, d in zip(args, dims):  # noqa: B905  # dims may repeat for ever
         if d is not None:
-            if not isinstance(a, Tensor):
+            kind = type(a)
+            if not isinstance(a, Tensor) or (kind is not Tensor and kind is not BatchedTensor and a.is_nested):
                 return None
-            shape = a.shape
             try:
+                shape = a.shape
                 n = shape[d]
-            except IndexError:
+            except (IndexError, RuntimeError):  # RuntimeError: a strided nested tensor has no shape
                 return None
             if n != size and size is not None:
                 return None
@@ -358,7 +359,13 @@ def _problem(leaf: Any, dim: Any) -> str | None:
 
 
 def _batch_size(leaves: list[Any], dims: list[Any], axis_size: int | None) -> int:
-    sizes = [leaf.shape[d] for leaf, d in zip(leaves, dims, strict=True) if d is not None]
+    mapped = [(leaf, d) for leaf, d in zip(leaves, dims, strict=True) if d is not None]
+    if any(leaf.is_nested for leaf, _ in mapped):
+        raise UnsupportedError(
+            f"vmap: an input, at {user_location()}, is a nested tensor, whose samples differ in size. Instead: pad it "
+            f"(torch.nested.to_padded_tensor), and map over the lengths beside it."
+        )
+    sizes = [leaf.shape[d] for leaf, d in mapped]
     if axis_size is not None:
         sizes.append(axis_size)
     if not sizes:
