@@ -132,14 +132,12 @@ def test_lru_cache():
     assert torch.equal(X[positions(4)[:2]], X[:2])
 
 
-@pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_a_batched_one_has_escaped(use):
-    if use is USES["new"]:
-        pytest.skip("takes no value from it")
+@pytest.mark.parametrize("name", [name for name in USES if name != "new"])  # that takes no value from it
+def test_a_batched_one_has_escaped(name):
     box = []
     vmap(lambda x: (box.append(x.long()), x)[1])(X[:, :2])
     with pytest.raises((EscapedTensorError, UnsupportedError)):
-        use(box[0])
+        USES[name](box[0])
 
 
 def test_copies_inside():
