@@ -53,6 +53,8 @@ CALLS = {
     "torch.utils._foreach_utils._group_tensors_by_device_and_dtype": lambda x: torch.nn.utils.get_total_norm([x]),
     "torch._C.ScriptFunction.__call__": scripted,
     "torch._C.ScriptMethod.__call__": torch.jit.trace(torch.nn.Linear(3, 2), torch.ones(1, 3)),
+    "torch._C._swap_tensor_impl": lambda x: torch._C._swap_tensor_impl(x, x.clone()),
+    "torch.utils.swap_tensors": lambda x: torch.utils.swap_tensors(x, x.clone()),
     "torch._C._nested.nested_tensor": lambda x: torch.nested.nested_tensor([x, x]),
     "torch._C._is_alias_of": lambda x: x + torch._C._is_alias_of(x, x),
     "torch._C._overlaps": lambda x: torch._C._overlaps(x, x),
@@ -93,6 +95,27 @@ def test_it_is_told_whose_it_is(patch):
     assert patch.why.endswith(".") and patch.tried and patch.state == "installed"
     with pytest.raises(vmap_core.UnsupportedError, match=r"torch\.set_rng_state.*Instead: return"):
         vmap(lambda x: torch.random.set_rng_state(x))(X)
+
+
+@pytest.mark.parametrize("swap", [torch.utils.swap_tensors, torch._C._swap_tensor_impl])
+def test_tensors_are_not_exchanged_behind_their_objects(swap):
+    kept = []
+
+    def f(x):
+        made = torch.ones(3)
+        kept.append(made)
+        for pair in ((x, x.clone()), (x, made), (made, torch.zeros(3)), (outer, made)):
+            with pytest.raises(vmap_core.UnsupportedError, match=r"swap_tensors.*Instead: exchange the names"):
+                swap(*pair)
+        return x * made
+
+    outer = torch.zeros(3)
+    torch.testing.assert_close(vmap(f)(X), X)
+    with pytest.raises(vmap_core.UnsupportedError, match="swap_tensors"):
+        swap(kept[0], outer)
+    a, b = torch.ones(2), torch.zeros(3)
+    swap(a, b)
+    assert a.shape == (3,) and b.shape == (2,)
 
 
 def test_the_engine_runs_the_rule_of_backward():

@@ -261,6 +261,21 @@ def _refusing(title: str, advice: str | None) -> Callable[[Any], Any]:
     return make
 
 
+def _refuse_to_swap(native: Any) -> Any:
+    """Refuse what exchanges the tensors behind two Python objects, also after a vmap: ours have none of their own."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if holds_batched(args) or holds_batched(kwargs.values()):
+            raise unsupported("torch.utils.swap_tensors", "Instead: exchange the names, or copy_() the values")
+        return native(*args, **kwargs)
+
+    return guarded
+
+
+for _swap in ("torch._C._swap_tensor_impl", "torch.utils.swap_tensors"):
+    Patch(_swap, _refuse_to_swap, "C++ would exchange heads that are not theirs alone, and free one twice.")
+
+
 _READS = "C++ would find no data in it; here the error says what to do"
 _ENDS = "C++ would end the process: it cannot pass on that there is no data"
 _FUNC = "torch.func's transforms wrap tensors in C++, which does not know batched ones"
