@@ -142,8 +142,7 @@ def exists(name: str) -> bool:
                 importlib.import_module(at)
             except ImportError:
                 return False
-        found = getattr(found, part, None) or sys.modules.get(at)
-        if found is None:
+        if (found := getattr(found, part, sys.modules.get(at))) is None:
             return False
     return True
 

@@ -307,6 +307,7 @@ class TestTorchCompile:
         x = torch.randn(4, 5)
         torch.testing.assert_close(torch.compile(mapped, backend="eager")(x), mapped(x))
 
+    @pytest.mark.filterwarnings("ignore:Guards may run slower")  # on Python 3.13.0
     def test_in_a_module_with_programs(self):
         class Model(torch.nn.Module):
             def __init__(self):

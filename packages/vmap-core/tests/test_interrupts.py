@@ -114,6 +114,7 @@ def check_clean(expected):
     assert not registry._names["inside"] and not registry._names["placed"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a generator that is being closed
 @pytest.mark.parametrize("name", CALLS)
 def test_at_any_moment(name):
     """Also where no signal is looked for; but not in the few opcodes between an error and what is done about it."""
