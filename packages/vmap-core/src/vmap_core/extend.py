@@ -17,6 +17,7 @@ from .errors import (
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
+from .levels.layout import mapped, settled
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
@@ -98,6 +99,7 @@ __all__ = [
     "make_batched",
     "make_leaf",
     "map_leaves",
+    "mapped",
     "may_return_self",
     "named_aten",
     "own_samples",
@@ -118,6 +120,7 @@ __all__ = [
     "run_rule",
     "sequential",
     "sequential_vmap",
+    "settled",
     "to_front",
     "unregister",
     "unrepeated",

@@ -70,14 +70,30 @@ def test_set_data_at_two_levels():
     torch.testing.assert_close(got, x[:, None] * y + y)
 
 
-def test_set_data_keeps_the_history_out():
-    def f(s):
-        leaf = s.detach().requires_grad_()
-        leaf.data = s * 2
-        return leaf
+@pytest.mark.parametrize("in_dims", [0, 1, 2])
+def test_set_data_of_a_leaf(in_dims):
+    """It stays the same leaf; what was computed before keeps the values of then."""
 
-    with pytest.raises(UnsupportedError, match="requires grad"):
-        vmap(f)(X)
+    def f(s):
+        leaf = s.detach().clone().requires_grad_()
+        before = (leaf * leaf).sum()
+        leaf.data = s * 2
+        after = (leaf * leaf).sum()
+        return leaf, before, after, torch.autograd.grad(after, leaf)[0]
+
+    def shared(s):
+        leaf = torch.zeros(2).requires_grad_()
+        leaf.data = torch.ones(2)
+        return leaf * s.sum()
+
+    x = torch.randn(3, 4, 5)
+    for g in (f, shared):
+        got, expected = vmap(g, in_dims=in_dims)(x), [g(s) for s in x.unbind(in_dims)]
+        if g is shared:
+            torch.testing.assert_close(got, torch.stack(expected))
+            continue
+        for a, e in zip(got, zip(*expected, strict=True), strict=True):
+            torch.testing.assert_close(a, torch.stack(e))
 
 
 def test_aliases():

@@ -17,7 +17,7 @@ from vmap_core.extend import (
     UnsupportedError,
     become,
     current_levels,
-    make_batched,
+    mapped,
     resumed,
     unwrap,
     user_location,
@@ -73,7 +73,7 @@ class FunctionCall:
 
     def _seen(self, value: Any, bdim: int | None) -> Any:
         """Return a physical value as the Function's methods see it."""
-        return value if bdim is None or value is None else make_batched(value, bdim, self.level)
+        return value if bdim is None or value is None else mapped(value, bdim, self.level)
 
     def _set_needs(self, needs: Sequence[bool]) -> None:
         by_position = dict(zip(self.at, needs, strict=True))
@@ -206,9 +206,7 @@ class FunctionCall:
     def _saved(self, ctx: Any, dims: tuple[list[int | None], list[bool]]) -> tuple[Any, ...]:
         """Return saved tensors as they were: those of the level, batched or not, and those from outside."""
         saved = zip(ctx.saved_tensors, *dims, strict=True)
-        return tuple(
-            make_batched(v, d, self.level) if own and v is not None else self._seen(v, d) for v, d, own in saved
-        )
+        return tuple(mapped(v, d, self.level) if own and v is not None else self._seen(v, d) for v, d, own in saved)
 
     def _seen_grads(self, grads: Sequence[Any]) -> list[Any]:
         given = dict(zip(self.out_at, grads, strict=False))

@@ -18,7 +18,7 @@ from vmap_core.extend import (
     RulePack,
     UnsupportedError,
     leaf_level,
-    make_batched,
+    mapped,
     unwrap,
     user_location,
 )
@@ -83,7 +83,7 @@ def get_grad(info: Level, x: Any) -> Any:
     """``x.grad``."""
     if type(x) is BatchedTensor and x._level is info:
         grad = x._value.grad
-        return None if grad is None else make_batched(grad, x._bdim, info)
+        return None if grad is None else mapped(grad, x._bdim, info)
     if id(x) in _summed(info):
         raise UnsupportedError(
             f"vmap: .grad of a tensor from outside the mapped function, at {user_location()}: it holds the sum over "

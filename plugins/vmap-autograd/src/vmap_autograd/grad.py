@@ -33,6 +33,7 @@ from vmap_core.extend import (
     exchanged,
     make_batched,
     run_lowered,
+    settled,
     unwrap,
     user_location,
     wrap,
@@ -89,7 +90,7 @@ def grad(
             retain_graph=keep or bool(shared), **options,
         )  # fmt: skip
         for i, g in zip(own, grads, strict=True):
-            results[i] = wrap(info, g, in_dims[i] if g is not None else None)
+            results[i] = None if g is None else wrap(info, *settled(g, in_dims[i]))
     if shared:
         if any(d is not None for d in out_dims):
             seeds = _one_vector_per_sample(info, seeds, out_dims)

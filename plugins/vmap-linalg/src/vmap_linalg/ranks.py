@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vmap_core.extend import emitter, ensure_bdim, logical_rank, pad_rank, to_front
+from vmap_core.extend import emitter, ensure_bdim, logical_rank, pad_rank, settled, to_front
 
 _ELEMENT = re.compile(r"\(Batch element (\d+)\): ")
 
@@ -127,6 +127,8 @@ def _system(op: Any, inputs: list[str], outputs: list[str]) -> Any:
         out_dims = [d if o.ndim > r else None for o, d, r in zip(outs, out_dims, out_ranks, strict=True)]
         if vector:
             outs = [o.squeeze(-1) if r == "v*" else o for o, r in zip(outs, outputs, strict=True)]
+        if shared:  # a sample's columns may lie between those of others
+            outs, out_dims = map(list, zip(*map(settled, outs, out_dims), strict=True))
         return (outs[0], out_dims[0]) if len(outputs) == 1 else (type(out)(outs), out_dims)
 
     return system

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, to_front
+from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, settled, to_front
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.convolution")
@@ -16,6 +16,13 @@ pack = RulePack("nn.convolution")
 @pack.rule(aten.convolution.default)
 def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     """(N, C, *), (O, C / groups, *), (O) -> (N, O, *)."""
+    out, bdim = _convolution(
+        info, in_dims, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    )
+    return settled(out, bdim)  # the images of a sample may lie between those of others
+
+
+def _convolution(info, in_dims, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     x_bdim, w_bdim, b_bdim = in_dims[:3]
     options = (stride, padding, dilation, transposed, output_padding)
     if is_expanded(weight, w_bdim) and (bias is None or is_expanded(bias, b_bdim)):
@@ -28,7 +35,7 @@ def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, trans
         spread = bias.reshape(bias.shape[0], 1, bias.shape[1], *(1,) * (weight.ndim - 2))
         if x_bdim is None:
             return aten.convolution.default(x, weight, None, *options, groups) + spread, 0
-        out, bdim = convolution(info, (x_bdim, None, None), x, weight, None, *options, groups)
+        out, bdim = _convolution(info, (x_bdim, None, None), x, weight, None, *options, groups)
         return to_front(out, bdim) + spread, 0
     if w_bdim is None:
         x = to_front(x, x_bdim)

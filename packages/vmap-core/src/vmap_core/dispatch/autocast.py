@@ -27,7 +27,7 @@ from ..rulekit import shared_weight
 from ..torch_compat.autocast import KEYS, is_autocast_enabled, state, without_autocast_cache
 from ..torch_compat.dispatcher import TorchDispatchMode, WithoutDispatchKeys
 from ..torch_compat.mode_stack import DisableTorchFunction, disabled_torch_function_impl
-from ..torch_compat.operators import OpOverload, has_kernel, is_composite
+from ..torch_compat.operators import OpOverload, has_kernel, is_composite, returns_view
 from ..torch_compat.tensors import make_wrapper
 from . import door2, lowering
 from .plan import Plan, Run
@@ -57,7 +57,7 @@ def cast_first(level: Level, func: Any, op: OpOverload, plan: Plan) -> Run:
     """
     rule, run = plan.served.rule, plan.run
     emits_itself = rule is not None and rule.agreeing is not None and plan.served.written is None
-    if op.namespace != "aten" or emits_itself or _returns_view(op):
+    if op.namespace != "aten" or emits_itself or returns_view(op):
         return run
     native = door2.native(func, op)
     mutates = op._schema.is_mutable
@@ -102,10 +102,6 @@ def _may_be_told_a_dtype(x: Any) -> bool:
     return device.type != "cpu" and dtype.is_floating_point and dtype.itemsize < 4
 
 
-def _returns_view(op: OpOverload) -> bool:
-    return not op._schema.is_mutable and any(r.alias_info is not None for r in op._schema.returns)
-
-
 def _with(tensors: Iterator[Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Return arguments with other tensors, in their order."""
     return map_leaves(lambda a: next(tensors) if isinstance(a, Tensor) else a, (args, kwargs))
@@ -113,7 +109,8 @@ def _with(tensors: Iterator[Any], args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _cast(level: Level, x: Any, dtype: torch.dtype) -> Any:
     if type(x) is BatchedTensor and x._level is level:
-        return make_batched(shared_weight.cast(x._value, x._bdim, dtype), x._bdim, level)
+        value = shared_weight.cast(x._value, x._bdim, dtype)
+        return make_batched(value, x._bdim, level, x._origin if value is x._value else None)
     return x.to(dtype)
 
 

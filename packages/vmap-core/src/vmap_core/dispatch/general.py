@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..levels import ownership, randomness
 from ..levels.args import rebuild, unwrap, unwrap_kwargs, wrap
+from ..levels.containers import leaves
+from ..levels.layout import lay_out, same_storage, seen
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor
 from ..rulekit.rule import Rule
@@ -56,6 +58,26 @@ def general_run(rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange |
     return plan
 
 
+def view_run(run: Run) -> Run:
+    """Make what runs an operator whose results may be views of its arguments (see Note [The layout invariant])."""
+
+    def run_view(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [x for x in leaves(args) if type(x) is BatchedTensor and x._level is level and x._bdim is not None]
+        for x in given:
+            if x._bdim and x._origin is None:
+                lay_out(x)
+        result = run(level, args, kwargs)
+        for x in leaves(result):
+            if type(x) is BatchedTensor and x._level is level and x._bdim and x._origin is None:
+                for arg in given:
+                    x._value, x._bdim, x._origin = seen(x._value, x._bdim, arg._value)
+                    if x._origin is not None:
+                        break
+        return result
+
+    return run_view
+
+
 def _return_type(func: Any, op: OpOverload | None) -> Any:
     """Return the torch.return_types class that a call to ``func`` gives, if it gives one; an overload gives a tuple."""
     if op is None or isinstance(func, OpOverload) or len(op._schema.returns) < 2 or op.namespace != "aten":
@@ -67,7 +89,6 @@ def unbatched_run(func: Any, op: OpOverload | None) -> Run:
     """Make the plan for a call without batched arguments: run it once; its results belong to the level."""
     emit = emitter(func)
     may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)
-
     watched = randomness.may_draw_unannounced(op)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +117,7 @@ def _own_one(
     for arg, value in zip(args, values, strict=True):
         if out is value:
             return arg
-        if isinstance(value, Tensor) and ownership.same_storage(out, value):
+        if isinstance(value, Tensor) and same_storage(out, value):
             if type(arg) is not BatchedTensor or arg._level is not level:
                 # A view of a tensor from outside stays what it is; a detached one may become a leaf per sample.
                 return ownership.shared(level, out) if getattr(func, "__name__", "") == "detach" else out

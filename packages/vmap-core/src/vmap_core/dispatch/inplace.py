@@ -13,6 +13,7 @@ from ..levels import ownership
 from ..levels.args import any_batched, unwrap, unwrap_kwargs, wrap
 from ..levels.containers import leaves
 from ..levels.level import Level, call
+from ..levels.ownership import Origin
 from ..levels.randomness import draws
 from ..levels.read import every_sample
 from ..levels.tensor import BatchedTensor, become
@@ -194,7 +195,7 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
             if level.batch_size != 1:
                 raise _shared_update(level, op, x)
             return emitter(op)(*args, **kwargs)
-        if x._bdim is None and x._origin is not None and any(ref() is not None for ref in x._origin.views):
+        if x._bdim is None and type(x._origin) is Origin and any(ref() is not None for ref in x._origin.views):
             ownership.promote(level, x, op)  # its views could not be made again from what x shows next
         viewed = call(level, functional, args, kwargs)
         if type(viewed) is BatchedTensor and viewed is not x:
@@ -205,6 +206,10 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
 
 
 def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
-    become(x, viewed._value, viewed._bdim, x._origin)
-    if x._origin is not None and x._origin.base is not None and viewed._origin is not None:
-        x._origin.replay = viewed._origin.replay
+    own, new = x._origin, viewed._origin
+    if type(own) is not Origin:  # it is batched
+        become(x, viewed._value, viewed._bdim, new)
+        return
+    become(x, viewed._value, viewed._bdim, own)
+    if own.base is not None and type(new) is Origin:
+        own.replay = new.replay

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ComplexGraphError, UnsupportedError, user_location
 from ..levels.containers import LEAVES, leaves, map_leaves
+from ..levels.layout import sample_layout
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..torch_compat import autocast
@@ -138,11 +139,10 @@ def lower(x: BatchedTensor, requires_grad: bool = False) -> LoweredTensor:
     value, bdim = x._value, x._bdim
     if value.layout is not torch.strided:
         raise UnsupportedError(f"vmap: no rule for this operation on a {x.layout} tensor, at {user_location()}")
-    shape, strides = value.shape, value.stride()
-    if bdim is not None:
-        shape, strides = shape[:bdim] + shape[bdim + 1 :], strides[:bdim] + strides[bdim + 1 :]
+    shape = value.shape if bdim is None else value.shape[:bdim] + value.shape[bdim + 1 :]
+    strides, offset = sample_layout(value, bdim, not bdim or x._origin is not None)
     wrapped = make_wrapper(
-        LoweredTensor, shape, strides=strides, storage_offset=value.storage_offset(), dtype=value.dtype,
+        LoweredTensor, shape, strides=strides, storage_offset=offset, dtype=value.dtype,
         device=value.device, requires_grad=requires_grad,
     )  # fmt: skip
     wrapped._batched = x

@@ -21,12 +21,13 @@ from ..rulekit.keeping import keep, lasts
 from ..rulekit.packs import is_own
 from ..rulekit.rule import Rule, Table
 from ..torch_compat.mode_stack import pop_mode, push_mode, skip_one_hop
-from ..torch_compat.operators import OpOverload
+from ..torch_compat.operators import OpOverload, returns_view
 from .autocast import cast_first
 from .binding import Arrange, bind
 from .door2 import parts_run
-from .general import general_run, unbatched_run
+from .general import general_run, unbatched_run, view_run
 from .inplace import inplace_run, metadata_run
+from .layout_check import layout_checked
 from .out import factory_run, names_of_out, out_run
 from .plan import Plan, Run, Served
 from .properties import property_run
@@ -133,6 +134,12 @@ def _element_types(a: Any) -> Any:
 
 
 def make_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """Decide how calls of a signature run; a table that checks its rules looks at what they return, too."""
+    plan = _plan(level, func, args, kwargs)
+    return replace(plan, run=layout_checked(plan, func)) if level.table.checks else plan
+
+
+def _plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     """Decide how calls of a signature run.
 
     In this order: a type of somebody else's that overrides functions of PyTorch; a rule for the function itself; the Python
@@ -197,7 +204,10 @@ def rule_run(
     rule: Rule, func: Any, op: OpOverload | None, arrange: Arrange | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Run:
     """Make what runs calls of a signature by a rule."""
-    return specialise(rule, op, arrange, args, kwargs, general_run(rule, func, op, arrange))
+    general = general_run(rule, func, op, arrange)
+    if returns_view(op) if op is not None else rule.by_shape is not None:  # without an operator: a property
+        general = view_run(general)
+    return specialise(rule, op, arrange, args, kwargs, general)
 
 
 def body_run(func: Any) -> Run:

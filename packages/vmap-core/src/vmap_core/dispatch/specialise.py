@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..levels import head
 from ..levels.args import has_tensor, wrap
+from ..levels.layout import lay_out, seen, settled
 from ..levels.level import Level
 from ..levels.tensor import BatchedTensor
 from ..rulekit.by_shape import learn
+from ..rulekit.dims import lie_alike
 from ..rulekit.rule import Rule
-from ..torch_compat.operators import RANDOM, OpOverload
+from ..torch_compat.operators import RANDOM, OpOverload, returns_view
 from .binding import Arrange
 from .plan import Run
 
@@ -45,8 +47,9 @@ def specialise(rule: Rule, op: OpOverload | None, arrange: Arrange | None, args:
     if not call.is_simple:
         return general
     if rule.by_shape is not None and kinds[:1] == [BATCHED] and set(kinds[1:]) <= {OTHER}:
-        return _make(call.by_shape(), general, known=_Known(rule.by_shape, arrange))
-    if rule.kind != "physical" or op is None:
+        views = op is None or returns_view(op)
+        return _make(call.by_shape(views), general, known=_Known(rule.by_shape, arrange))
+    if rule.kind != "physical" or op is None or returns_view(op):
         return general
     if rule.inplace_method is not None:
         fits = arrange is None and not kwargs and len(kinds) == 2 and kinds[0] == BATCHED
@@ -104,8 +107,12 @@ class _Call:
         inner = "\n".join(f"        {line}" for line in (*names, *body, "return general(level, args, kwargs)"))
         return f"    def run(level, args, kwargs):\n{inner}\n    return run\n"
 
-    def by_shape(self) -> str:
-        """What a rule did before with a tensor of this shape, or rank, is done again."""
+    def by_shape(self, views: bool) -> str:
+        """What a rule did before with a tensor of this shape, or rank, is done again.
+
+        Args:
+            views: the result may be a view, of a tensor whose samples are laid out before.
+        """
         (x, _), *others = self.operands
         key = [
             f"tuple({e})" if e in self.lists else e for e in (*(e for e, _ in others), *(e for _, e in self.options))
@@ -113,6 +120,11 @@ class _Call:
         return self.lines(
             f"bdim = {x}._bdim",
             f"if {x}._level is level and bdim is not None:",
+            *(
+                [f"    if bdim and {x}._origin is None:", f"        lay_out({x})", f"        bdim = {x}._bdim"]
+                if views
+                else []
+            ),
             f"    value = {x}._value",
             f"    key = {', '.join(['bdim', 'value.shape if known.sized else value.ndim', *key])}",
             "    try:",
@@ -120,15 +132,19 @@ class _Call:
             "    except TypeError:",  # a list in a list
             "        found = False",
             "    if found:",
-            "        operation, bdim = found",
+            "        operation, to = found",
             "        try:",
-            "            out = operation(value)",
-            *_returning("            ", "bdim"),
+            "            out, origin = operation(value), None",
+            *(
+                ["            if bdim or to:", "                out, to, origin = seen(out, to, value)"]
+                if views
+                else ["            if bdim and not to:", "                out, to = settled(out, 0)"]
+            ),
+            *_returning("            ", "to", "origin"),
             "        except errors:",
             "            pass",  # to be told in the sample's terms; or there is another way
             "    elif found is None:",
             "        known.ask(level, value.shape, key, args, kwargs)",
-            "    del value",  # what it shares memory with may matter, and this frame is none of it
         )
 
     def agreeing(self) -> str | None:
@@ -153,7 +169,11 @@ class _Call:
         if not others:
             return self.lines(*body, f"    {emit}", *_returning("    ", "bdim"))
         same = " == ".join(f"{v}.ndim" for v in values.values())
-        body += [f"    if {same}:", f"        {emit}", *_returning("        ", "bdim")]
+        body += [
+            f"    if {same} and (not bdim or lie_alike(({', '.join(values.values())}))):",
+            f"        {emit}",
+            *_returning("        ", "bdim"),
+        ]
         if len(others) == 1:  # ones between the batch dim and the shorter operand's own
             body += [
                 "    if not bdim and v0.dtype == v1.dtype:",
@@ -220,6 +240,8 @@ class _Call:
             f"if {condition}:",
             f"    out, bdim = function(level, ({in_dims}), {self._arguments(values)})",
             "    if type(bdim) is int:",
+            f"        if not bdim and ({' or '.join([*(dims[e] for e in batched), *(f'any({dims[e]})' for e in lists)])}):",
+            "            out, bdim = settled(out, 0)",
             *_returning("        ", "bdim"),
             "    return wrap(level, out, bdim)",
         )
@@ -240,14 +262,14 @@ def _kind(a: Any) -> str | None:
     return OTHER
 
 
-def _returning(indent: str, bdim: str) -> list[str]:
+def _returning(indent: str, bdim: str, origin: str = "None") -> list[str]:
     """Lines that wrap ``out``, as make_batched does, without a call."""
     lines = [
         "x = new(BatchedTensor, head)",
         "x._value = out",
         f"x._bdim = {bdim}",
         "x._level = level",
-        "x._origin = None",
+        f"x._origin = {origin}",
         "return x",
     ]
     return [indent + line for line in lines]
@@ -263,7 +285,7 @@ def _maker(text: str, names: tuple[str, ...]) -> Callable[..., Run]:
     """Compile lines once for all the rules that they serve."""
     scope: dict[str, Any] = {
         "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap,
-        "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
+        "lay_out": lay_out, "lie_alike": lie_alike, "seen": seen, "settled": settled, "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
     }  # fmt: skip
     exec(compile(f"def make({', '.join(('general', *names))}):\n{text}", "<vmap's short cut>", "exec"), scope)
     make: Callable[..., Run] = scope["make"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import ownership
 from .containers import LEAVES, SIZED, children, dims_like, map_with_dims, rebuild
+from .layout import settled
 from .level import Level
 from .tensor import BatchedTensor, make_batched
 
@@ -115,11 +116,11 @@ def wrap(level: Level, out: Any, out_dims: Any) -> Any:
     """Turn what a rule returned into what the mapped function sees."""
     kind = type(out)
     if kind is Tensor or kind is BatchedTensor:
-        return make_batched(out, out_dims, level) if type(out_dims) is int else ownership.fresh(level, out)
+        return make_batched(*settled(out, out_dims), level) if type(out_dims) is int else ownership.fresh(level, out)
     if kind is tuple or kind is list or hasattr(kind, "n_sequence_fields"):  # the commonest, written out for speed
         dims = out_dims if isinstance(out_dims, list | tuple) else (out_dims,) * len(out)
         items = [wrap(level, o, d) for o, d in zip(out, dims, strict=True)]
         return items if kind is list else kind(items)
     if isinstance(out, Tensor):
-        return make_batched(out, out_dims, level) if type(out_dims) is int else ownership.fresh(level, out)
+        return make_batched(*settled(out, out_dims), level) if type(out_dims) is int else ownership.fresh(level, out)
     return out if children(out) is None else map_with_dims(lambda o, d: wrap(level, o, d), out, out_dims)

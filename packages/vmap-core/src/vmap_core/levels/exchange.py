@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..torch_compat.mode_stack import pop_mode, push_mode
+from .layout import mapped
 from .level import Level
 from .stack import current_levels
-from .tensor import BatchedTensor, make_batched
+from .tensor import BatchedTensor
 
 
 class exchanged:
@@ -56,4 +57,4 @@ def exchange(x: Any, inner: Level, outer: Level) -> BatchedTensor:
             inner_dim += 1
         else:
             outer_dim -= 1
-    return make_batched(make_batched(value, inner_dim, inner), outer_dim, outer)
+    return mapped(mapped(value, inner_dim, inner), outer_dim, outer)

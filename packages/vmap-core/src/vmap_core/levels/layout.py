@@ -1,8 +1,110 @@
-"""What strides say of a tensor."""
+"""How the samples of a batched tensor lie in memory.
+
+Note [The layout invariant]: what a program can learn of memory (strides, whether a view is possible, whether
+``reshape`` shares memory, ``as_strided``) is what the loop's tensor would tell. So
+
+1. where the batch dim is the first (``_bdim == 0``) it is the outermost in memory, too: each sample lies as the loop's;
+2. where it is another and the tensor is marked `EXACT` (an input, a view), the strides of the other dims are the sample's;
+3. any other tensor is a result that nothing else shares memory with. `lay_out` gives its samples the layout of the
+   loop's before a view of it is made, or its layout is asked for.
+
+A rule need not care, unless it returns something with batch dim 0 that lies in memory in another order: such a result
+goes through `settled`. ``VMAP_CHECK=1`` checks all three after each operation.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from ..torch_compat.functorch import transforms_active
+from ..torch_compat.mode_stack import DisableTorchFunction
+from ..torch_compat.tensors import dual_level
+from .level import Level
+from .recording import current
+from .tensor import EXACT, BatchedTensor, Exact, become, make_batched
+
+
+def is_outermost(value: Any, bdim: int) -> bool:
+    """Tell whether the samples of a physical tensor lie one after the other in memory, or are one."""
+    if value.layout is not torch.strided or (not bdim and value.is_contiguous()):
+        return True
+    shape, strides = value.shape, value.stride()
+    step = strides[bdim]
+    if not step or shape[bdim] <= 1:
+        return True
+    return all(step >= s or n <= 1 for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if d != bdim)
+
+
+def samples_first(value: Any, bdim: int) -> Any:
+    """Return a physical tensor as one with the batch dim first, also in memory.
+
+    The dims of a sample keep their order in memory; those along which it is expanded stay expanded.
+    """
+    shape, steps = value.shape, value.stride()
+    dims = [d for d in range(value.ndim) if d != bdim]
+    expanded = [d for d in dims if not steps[d] and shape[d] > 1]
+    for d in expanded:
+        value = value.narrow(d, 0, 1)
+    order = sorted(dims, key=lambda d: -steps[d])
+    out = value.permute(bdim, *order)
+    if not out.is_contiguous():
+        out = out.clone(memory_format=torch.contiguous_format)
+    out = out.permute(0, *(order.index(d) + 1 for d in dims))
+    return out.expand(-1, *(shape[d] for d in dims)) if expanded else out
+
+
+def mapped(value: Any, bdim: int | None, level: Level) -> BatchedTensor:
+    """Wrap a physical tensor that is not new: its memory is somebody else's, who is to see what is written to it."""
+    value, bdim = settled(value, bdim)
+    return make_batched(value, bdim, level, EXACT if bdim else None)
+
+
+def sample_layout(value: Any, bdim: int | None, exact: bool) -> tuple[tuple[int, ...], int]:
+    """Return strides and storage offset of a sample's tensor: what is there, or will be when it is laid out.
+
+    Args:
+        value: the physical tensor.
+        bdim: its batch dim.
+        exact: what is there is right (see Note [The layout invariant]).
+    """
+    strides = value.stride()
+    if bdim is None:
+        return strides, value.storage_offset()
+    if exact or is_outermost(value, bdim):
+        return (*strides[:bdim], *strides[bdim + 1 :]), value.storage_offset()
+    found, step = [0] * len(strides), 1
+    for d in sorted(range(len(strides)), key=lambda d: (strides[d], -d)):
+        if d != bdim and (strides[d] or value.shape[d] == 1):
+            found[d] = step
+            step *= max(value.shape[d], 1)
+    return (*found[:bdim], *found[bdim + 1 :]), 0
+
+
+def lay_out(x: BatchedTensor) -> None:
+    """Give the samples of a result the layout of the loop's, in place: it is the same tensor, also for autograd.
+
+    It runs below the tensor's level.
+    """
+    value, bdim = x._value, x._bdim
+    assert bdim is not None
+    if is_outermost(value, bdim):
+        x._origin = EXACT
+    elif value.requires_grad and current() is None and not transforms_active() and dual_level() < 0:
+        # gradients may be asked for it, so it has to stay the tensor that it is
+        value.data = samples_first(value.detach(), bdim).movedim(0, bdim)
+        x._origin = EXACT
+    else:
+        become(x, samples_first(value, bdim), 0)
+
+
+def settled(out: Any, bdim: Any) -> tuple[Any, Any]:
+    """Return a rule's output and batch dim; one that is first, and is not so in memory, becomes the second."""
+    if bdim != 0 or out.ndim == 1 or is_outermost(out, 0):
+        return out, bdim
+    return out.movedim(0, 1), 1
 
 
 def contiguous_strides(shape: torch.Size, strides: tuple[int, ...], fmt: torch.memory_format) -> bool:
@@ -19,3 +121,24 @@ def contiguous_strides(shape: torch.Size, strides: tuple[int, ...], fmt: torch.m
             return False
         expected *= shape[d]
     return True
+
+
+def seen(out: Any, bdim: int, value: Any) -> tuple[Any, int, Exact | None]:
+    """Return what may be a view of a physical tensor with its batch dim, as `settled`, and its origin."""
+    out, bdim = settled(out, bdim)
+    return out, bdim, EXACT if bdim and same_storage(out, value) else None
+
+
+def same_storage(a: Any, b: Any) -> bool:
+    """Tell whether two values share memory, looking through levels."""
+    while type(a) is BatchedTensor:
+        a = a._value
+    while type(b) is BatchedTensor:
+        b = b._value
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    try:
+        with DisableTorchFunction():
+            return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # no storage: sparse, meta wrappers
+        return a is b

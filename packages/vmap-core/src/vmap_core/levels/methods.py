@@ -138,7 +138,7 @@ METADATA_PROPERTIES = (
 )  # fmt: skip
 METADATA_METHODS = (
     "is_complex", "is_floating_point", "is_conj", "is_neg", "is_inference", "is_signed", "element_size",
-    "get_device", "is_pinned", "is_shared", "_is_view", "_is_zerotensor", "storage_offset",
+    "get_device", "is_pinned", "is_shared", "_is_view", "_is_zerotensor",
 )  # fmt: skip
 
 

@@ -8,19 +8,17 @@ write to it is an error.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import InplaceError, user_location
 from ..torch_compat.functorch import enable_inplace_requires_grad, transforms_active
-from ..torch_compat.mode_stack import DisableTorchFunction, stack_size
-from ..torch_compat.tensors import storage_use_count
+from ..torch_compat.mode_stack import stack_size
 from .entry import dispatch
+from .layout import lay_out, samples_first
 from .level import Level
 from .tensor import BatchedTensor, become, make_batched
 
@@ -54,11 +52,11 @@ def shared(level: Level, value: Any) -> BatchedTensor:
 
 def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], BatchedTensor]) -> BatchedTensor:
     """Wrap a view of an unbatched tensor; if the level owns that one, the view follows its promotion."""
-    if of._origin is None:
+    if type(of._origin) is not Origin:
         return shared(level, value)
     base = of if of._origin.base is None else of._origin.base
     result = make_batched(value, None, level, Origin(base, replay))
-    assert base._origin is not None
+    assert type(base._origin) is Origin
     base._origin.views.append(weakref.ref(result))
     return result
 
@@ -78,19 +76,20 @@ def promote(level: Level, x: Any, op: object) -> None:
         if x._bdim is not None:
             value = x._value
             if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
-                value.data = value.detach().clone()  # the leaf stays the same, its samples get memory each
+                # the leaf stays the same, its samples get memory each
+                value.data = samples_first(value.detach(), x._bdim).movedim(0, x._bdim)
             return
-        if x._origin is not None:
+        if type(x._origin) is Origin:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
-            assert origin is not None
-            become(base, expanded(base._value, level.batch_size).clone(), 0)
+            assert type(origin) is Origin
+            become(base, samples_first(expanded(base._value, level.batch_size), 0), 0)
             for ref in origin.views:
                 old = ref()
-                if old is not None and old._origin is not None:
+                if old is not None and type(old._origin) is Origin:
                     assert old._origin.replay is not None
                     new = old._origin.replay()
-                    become(old, new._value, new._bdim)
+                    become(old, new._value, new._bdim, new._origin)
             return
     raise InplaceError(
         f"vmap: {op}(self, *extra_args) is not possible because there exists a Tensor `other` in extra_args that has "
@@ -100,38 +99,6 @@ def promote(level: Level, x: Any, op: object) -> None:
         f"{level.name!r}: `self` comes from outside the mapped function, so all samples share it. Instead: write to a "
         f"tensor made inside the function (self.clone()), or map over it with in_dims."
     )
-
-
-def _looking() -> int:
-    """Count the references to an attribute's value that looking at it makes; since 3.14 a call borrows its arguments."""
-    x = make_batched(object(), None, None)  # type: ignore[arg-type]
-    value, bdim = x._value, x._bdim
-    return sys.getrefcount(value) - (1 if bdim is None else 0)
-
-
-_LOOKING = _looking()
-
-
-def lay_out_samples(x: BatchedTensor) -> bool:
-    """Give the samples of a result memory apart from each other, as the loop's results have; tell whether it was done.
-
-    Only where nothing else can see the result's memory: no view of it, no other owner. Then the copy may take its place.
-    """
-    value, bdim = x._value, x._bdim
-    if type(value) is not torch.Tensor or bdim is None or value.retains_grad or (value.is_leaf and value.requires_grad):
-        return False
-    storage = value.untyped_storage()
-    owners = (
-        sys.getrefcount(value) - _LOOKING,
-        storage_use_count(storage._cdata) - 1,
-    )  # without what looks here
-    if owners != (1, 1) or storage.nbytes() != value.numel() * value.element_size():
-        return False
-    steps = [step for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)) if d != bdim and n > 1]
-    if steps != sorted(steps, reverse=True):  # the sample itself is not contiguous
-        return False
-    become(x, value.movedim(bdim, 0).contiguous(), 0, x._origin)
-    return True
 
 
 def expanded(value: Any, batch_size: int) -> Any:
@@ -154,7 +121,7 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
         value.requires_grad_(False)
         return x
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
-    become(x, own._value, own._bdim)
+    become(x, own._value, own._bdim, own._origin)
     make_leaf(x)
     return x
 
@@ -170,14 +137,12 @@ def own_samples(x: Any) -> Any:
 
 def own_samples_at(level: Level, x: Any) -> BatchedTensor:
     """Do it at a level that is off the stack, and at those outside it."""
-    here = type(x) is BatchedTensor and x._level is level
-    value, bdim = (x._value, x._bdim) if here else (x, None)
-    value = own_samples(value)
-    return (
-        make_batched(value, bdim, level)
-        if bdim is not None
-        else make_batched(expanded(value, level.batch_size), 0, level)
-    )
+    if type(x) is not BatchedTensor or x._level is not level or x._bdim is None:
+        value = x._value if type(x) is BatchedTensor and x._level is level else x
+        return make_batched(expanded(own_samples(value), level.batch_size), 0, level)
+    if x._bdim and x._origin is None:
+        lay_out(x)
+    return make_batched(own_samples(x._value), x._bdim, level, x._origin)
 
 
 def make_leaf(x: Any) -> None:
@@ -197,18 +162,3 @@ def make_leaf(x: Any) -> None:
 def leaf_level(leaf: Tensor) -> Level | None:
     """Return the level whose function made a physical leaf; None for a leaf from outside every level."""
     return getattr(leaf, "_vmap_level", None)
-
-
-def same_storage(a: Any, b: Any) -> bool:
-    """Tell whether two values share memory, looking through levels."""
-    while type(a) is BatchedTensor:
-        a = a._value
-    while type(b) is BatchedTensor:
-        b = b._value
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return False
-    try:
-        with DisableTorchFunction():
-            return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # no storage: sparse, meta wrappers
-        return a is b

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from .ownership import Origin
 
 
+class Exact:
+    """The type of `EXACT`."""
+
+
+EXACT = Exact()
+"""The origin of a tensor whose batch dim is not the first, and whose samples have the memory layout of the loop's.
+
+See Note [The layout invariant] in `levels.layout`.
+"""
+
+
 class BatchedTensor(Base):
     """One tensor per sample, held as one physical tensor.
 
@@ -24,8 +35,8 @@ class BatchedTensor(Base):
         _value: the physical tensor, or a BatchedTensor of a level further out.
         _bdim: index of the batch dim in ``_value``; None where all samples share one value.
         _level: the `Level` it belongs to.
-        _origin: set on an unbatched tensor made inside the mapped function, which may be promoted to a batched
-            one by a write (see `levels.ownership`).
+        _origin: of an unbatched tensor made inside the mapped function, which may be promoted to a batched one by a
+            write (see `levels.ownership`); of a batched one perhaps `EXACT`.
     """
 
     __slots__ = ("_bdim", "_level", "_origin", "_value")
@@ -35,7 +46,7 @@ class BatchedTensor(Base):
     _value: Any
     _bdim: int | None
     _level: Level
-    _origin: Origin | None
+    _origin: Origin | Exact | None
 
     if TYPE_CHECKING:
 
@@ -51,7 +62,7 @@ class BatchedTensor(Base):
         return id(self)
 
 
-def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | None = None) -> BatchedTensor:
+def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | Exact | None = None) -> BatchedTensor:
     """Wrap a physical tensor; rules return plain pairs instead, the dispatcher wraps them.
 
     A function, since Python takes longer for a class with ``__init__``.
@@ -64,7 +75,7 @@ def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | No
     return x
 
 
-def become(x: BatchedTensor, value: Any, bdim: int | None, origin: Origin | None = None) -> None:
+def become(x: BatchedTensor, value: Any, bdim: int | None, origin: Origin | Exact | None = None) -> None:
     """Give a BatchedTensor another physical tensor, in place."""
     set_head(x, head_of(value) if bdim is None else BATCHED)
     x._value, x._bdim, x._origin = value, bdim, origin

@@ -11,7 +11,7 @@ import torch
 from . import read
 from .entry import outside
 from .graph_node import of_sample
-from .layout import contiguous_strides
+from .layout import contiguous_strides, sample_layout
 from .stack import physically
 from .tensor import BatchedTensor
 
@@ -72,14 +72,20 @@ class TensorAPI(Base):
 
     def stride(self, dim: int | None = None) -> Any:
         """Return the strides of the logical tensor."""
-        strides = physically(_get_stride, self._value)
-        if self._bdim is not None:
-            strides = strides[: self._bdim] + strides[self._bdim + 1 :]
+        strides = self._layout()[0]
         return strides if dim is None else strides[_logical(dim, self.ndim)]
 
     def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
         """Tell whether each sample's tensor is contiguous."""
         return contiguous_strides(self.shape, self.stride(), memory_format)
+
+    def storage_offset(self) -> int:
+        """Return where the logical tensor begins in its storage; of a tensor that is mapped over, that of the first sample."""
+        return self._layout()[1]
+
+    def _layout(self) -> tuple[tuple[int, ...], int]:
+        bdim, exact = self._bdim, not self._bdim or self._origin is not None
+        return physically(lambda value: sample_layout(value, bdim, exact), self._value)  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +189,6 @@ _get_shape = operator.attrgetter("shape")
 _get_grad_fn = operator.attrgetter("grad_fn")
 _get_dlpack_device = operator.methodcaller("__dlpack_device__")
 _get_ndim = operator.attrgetter("ndim")
-_get_stride = operator.methodcaller("stride")
 
 
 def _logical(dim: int, ndim: int) -> int:

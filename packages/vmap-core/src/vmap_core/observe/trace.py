@@ -15,7 +15,7 @@ from ..dispatch.plan import Plan, Served
 from ..dispatch.planner import call_inherent
 from ..errors import user_location
 from ..levels.containers import leaves
-from ..levels.ownership import same_storage
+from ..levels.layout import same_storage
 from ..levels.stack import physically
 from ..levels.tensor import BatchedTensor
 from ..rulekit import packs

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..levels.layout import samples_first
+
 
 def to_front(x: Any, bdim: int | None) -> Any:
     """Return ``x`` with its batch dim first, as a view; an unbatched ``x`` as it is."""
@@ -69,7 +71,8 @@ def pad_rank(x: Any, bdim: int | None, rank: int) -> Any:
 def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
     """Bring operands that broadcast against each other to one batch dim.
 
-    Nothing is copied, and nothing moved where the operands already agree.
+    Where they agree they stay as they are. Else samples that do not lie one after the other are copied, so that the result
+    lies in memory as the loop's (see Note [The layout invariant] in `levels.layout`).
 
     Returns:
         The operands (numbers and None as they are) and the batch dim of the result.
@@ -78,26 +81,19 @@ def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
     first, bdim = batched[0]
     if len(batched) == len([a for a in args if isinstance(a, torch.Tensor)]):
         ndim = first.ndim
-        if all(d == bdim and a.ndim == ndim for a, d in batched):
+        if all(d == bdim and a.ndim == ndim for a, d in batched) and (not bdim or lie_alike([a for a, _ in batched])):
             return list(args), bdim
-    ranks = [logical_rank(a, d) for a, d in zip(args, in_dims, strict=True) if isinstance(a, torch.Tensor)]
-    rank = max(ranks)
-    # the first operand of full rank keeps its layout, or the batch dim goes to the front
-    bdim = next((d for a, d in batched if a.ndim - 1 == rank), 0)
-    out = []
-    for a, d in zip(args, in_dims, strict=True):
-        if not isinstance(a, torch.Tensor):
-            out.append(a)
-        elif d is not None:
-            short = rank - (a.ndim - 1)
-            if short:
-                a, d = pad_rank(a, d, rank), 0
-            out.append(a if d == bdim else a.movedim(d, bdim))
-        elif a.ndim <= rank - bdim:
-            out.append(a)  # broadcasts against the dims right of the batch dim
-        else:
-            out.append(a.unsqueeze(a.ndim - (rank - bdim)))
-    return out, bdim
+    rank = max(logical_rank(a, d) for a, d in zip(args, in_dims, strict=True) if isinstance(a, torch.Tensor))
+    return [
+        a if d is None else pad_rank(samples_first(a, d) if d else a, 0, rank)
+        for a, d in zip(args, in_dims, strict=True)
+    ], 0
+
+
+def lie_alike(tensors: Sequence[Any]) -> bool:
+    """Tell whether tensors have one shape, and the same strides."""
+    shape, strides = tensors[0].shape, tensors[0].stride()
+    return all(x.shape == shape and x.stride() == strides for x in tensors[1:])
 
 
 def category(dtype: torch.dtype) -> int:

@@ -12,7 +12,7 @@ import torch
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import OpOverload
 from .by_shape import by_shape
-from .dims import align, logical_rank, physical_dims, promote_like_samples
+from .dims import align, lie_alike, logical_rank, physical_dims, promote_like_samples
 from .makers import elementwise
 from .rule import Rule
 
@@ -29,7 +29,7 @@ def pointwise(op: OpOverload) -> Rule:
         if len(args) == 1:
             return emit(args[0], **kwargs), in_dims[0]
         bdim = _agreed(args, in_dims)
-        if bdim is not None:
+        if bdim is not None and (not bdim or lie_alike([a for a in args if isinstance(a, torch.Tensor)])):
             return emit(*args, **kwargs), bdim
         args = _promote(args, in_dims, conditions)
         aligned, bdim = align(args, in_dims)

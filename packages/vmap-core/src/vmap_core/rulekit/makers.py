@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..levels.containers import map_leaves, map_with_dims
-from ..levels.ownership import same_storage
+from ..levels.layout import same_storage
 from ..torch_compat.operators import OpOverload
 from .dims import ensure_bdim, logical_rank, pad_rank, promote_like_samples, to_front
 from .loop import loop

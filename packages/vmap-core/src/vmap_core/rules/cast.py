@@ -74,7 +74,7 @@ def contiguous(info, in_dims, x, *, memory_format=torch.contiguous_format):
     if contiguous_strides(torch.Size(shape), tuple(strides), memory_format):
         return x, bdim
     if _rank_of(memory_format) is None:
-        return to_front(x, bdim).contiguous(), 0
+        return to_front(x, bdim).clone(memory_format=torch.contiguous_format), 0
     return _laid_out(x, bdim, memory_format)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..dispatch.inplace import unrepeated
 from ..errors import EscapedTensorError, UnsupportedError, user_location
-from ..levels import ownership
 from ..levels.args import any_batched, unwrap
 from ..levels.containers import leaves, map_leaves
+from ..levels.layout import same_storage
 from ..levels.level import Level
+from ..levels.ownership import promote
 from ..levels.read import every_sample, same
 from ..levels.stack import below, current_levels
 from ..levels.tensor import BatchedTensor, make_batched
@@ -52,7 +53,7 @@ def _rule(what: Collective, func: Callable[..., Any]) -> Callable[..., Any]:
         if any_batched(level, tuple(tensors.values()), {}):
             for t in leaves([tensors.get(name) for name in what.writes]):
                 if isinstance(t, Tensor):
-                    ownership.promote(level, t, what.name)
+                    promote(level, t, what.name)
         results = _Results(level, what, func, list(leaves([tensors.get(name) for name in what.reads])))
         for name, value in tensors.items():
             splits = given.get(what.splits.get(name, ""))
@@ -148,11 +149,11 @@ class _Results:
             if bool(every_sample(same(rows, rows[:1])).all()):  # one for all samples: it may stay so
                 if not level.batch_size:
                     return
-                again = self.what.repeatable or not any(ownership.same_storage(t, r) for r in self.read)
+                again = self.what.repeatable or not any(same_storage(t, r) for r in self.read)
                 with unrepeated(level, self.func, () if again else (t,)):
                     (t._value if here else t).copy_(rows[0])
                 return
-            ownership.promote(level, t, self.what.name)
+            promote(level, t, self.what.name)
         t._value.movedim(t._bdim, 0).copy_(rows)
 
 

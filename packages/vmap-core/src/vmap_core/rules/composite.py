@@ -15,13 +15,13 @@ pack = RulePack("core.composite")
 @pack.composite(aten.unfold_copy.default)
 def unfold_copy(x, dimension, size, step):
     """(*, n, *) -> (*, windows, *, size), as a copy."""
-    return x.unfold(dimension, size, step).clone()
+    return x.unfold(dimension, size, step).clone(memory_format=torch.contiguous_format)
 
 
 @pack.composite(aten.as_strided_copy.default)
 def as_strided_copy(x, size, stride, storage_offset=None):
     """(*) -> (*size), as a copy."""
-    return torch.as_strided(x, size, stride, storage_offset).clone()
+    return torch.as_strided(x, size, stride, storage_offset).clone(memory_format=torch.contiguous_format)
 
 
 @pack.rule(aten.as_strided_scatter.default)

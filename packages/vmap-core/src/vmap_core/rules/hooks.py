@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedError, user_location
 from ..levels.args import unwrap
+from ..levels.layout import mapped
 from ..levels.level import Level
 from ..levels.stack import resumed
-from ..levels.tensor import BatchedTensor, make_batched
+from ..levels.tensor import BatchedTensor
 from ..rulekit.dims import ensure_bdim
 from ..rulekit.rule import RulePack
 
@@ -34,7 +35,7 @@ def register_hook(info: Level, x: Any, hook: Callable[[Any], Any]) -> Any:
 
     def physical(grad: Any) -> Any:
         with resumed((info,)):
-            out = hook(make_batched(grad, bdim, info))
+            out = hook(mapped(grad, bdim, info))
         if out is None:
             return None
         (value,), (dim,), _ = unwrap(info, (out,))

@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from ..errors import DataDependentError, UnsupportedError, user_location
-from ..levels.ownership import same_storage
+from ..levels.layout import same_storage
 from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
 from ..rulekit.rule import RulePack

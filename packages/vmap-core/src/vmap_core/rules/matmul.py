@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..levels.layout import samples_first
 from ..rulekit.dims import ensure_bdim, physical_dim, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
@@ -198,6 +199,8 @@ def linear(info, in_dims, x, weight, bias=None):
             out, bdim = matmul(info, (x_bdim, w_bdim), x, flipped)
         if bias is None:
             return out, bdim
+        if bdim is not None and (b_bdim is None or (bdim, b_bdim, bias.ndim, out.ndim) == (1, 0, 2, 3)):
+            return out + bias, bdim
         out = ensure_bdim(out, bdim, info.batch_size)
         bias = to_front(bias, b_bdim)
         if b_bdim is not None:
@@ -244,7 +247,7 @@ def outer(info, in_dims, x, y):
             raise RuntimeError(
                 f"outer: Expected 1-D argument {('self', 'vec2')[i]}, but got {v.ndim - (d is not None)}-D"
             )
-    x, y = to_front(x, in_dims[0]), to_front(y, in_dims[1])
+    x, y = (samples_first(v, d) if d else v for v, d in zip((x, y), in_dims[:2], strict=True))
     return x.unsqueeze(-1) * y.unsqueeze(-2), 0
 
 

@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 
-from ..dispatch.general import unbatched_run
-from ..levels.ownership import lay_out_samples
-from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import to_front, wrap_dim
-from ..rulekit.rule import Rule, RuleFunction, RulePack
+from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
@@ -69,23 +66,7 @@ def _reshaper(name: str) -> RuleFunction:
     return reshape
 
 
-_physical_view = _reshaper("view")
-_shared_view = unbatched_run(torch.Tensor.view, torch.ops.aten.view.default)
-
-
-def view(info, x, shape):
-    """(*) -> (*shape), as a view. A result whose batch dim lies inside the sample's memory is laid out anew first."""
-    if type(x) is not BatchedTensor or x._level is not info or x._bdim is None:
-        return _shared_view(info, (x, shape), {})
-    try:
-        return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
-    except RuntimeError:  # holds on to the memory as long as it is handled
-        pass
-    lay_out_samples(x)
-    return make_batched(_physical_view(info, (x._bdim,), x._value, shape)[0], 0, info)
-
-
-pack.add(aten.view.default, Rule(view, "logical", by_shape=_physical_view))  # most samples can be viewed as they lie
+pack.add(aten.view.default, by_shape(_reshaper("view")))
 pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 
@@ -111,7 +92,8 @@ def _reshape_alias(info, in_dims, x, size, stride):
 @pack.logical(aten.view_as.default)
 def view_as(info, x, other):
     """(*), (*shape) -> (*shape), as a view."""
-    return view(info, x, list(other.shape))
+    with info.pushed():
+        return x.view(other.shape)
 
 
 @pack.rule(aten.reshape_as.default)
@@ -137,4 +119,4 @@ def resize(info, in_dims, x, size, *, memory_format=None):
     missing = numel(size) - flat.shape[1]
     if missing > 0:
         flat = torch.cat([flat, flat.new_empty(flat.shape[0], missing)], 1)
-    return flat[:, : numel(size)].reshape(flat.shape[0], *size), 0
+    return flat[:, : numel(size)].reshape(flat.shape[0], *size).clone(), 0

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..levels.ownership import same_storage
+from ..levels.args import unwrap
+from ..levels.layout import same_storage
 from ..levels.read import unsupported
-from ..levels.tensor import BatchedTensor, become
+from ..levels.tensor import EXACT, BatchedTensor, become
+from ..rulekit.dims import ensure_bdim, to_front
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.tensors import is_alias_of
 
@@ -59,10 +61,20 @@ def set_data(info: Any, x: Any, new: Any) -> None:
             new = new._value
         x.data = new
         return
-    if x.requires_grad:
-        raise unsupported(x, "assignment to .data of a tensor that requires grad", "use an in-place operation")
     with info.pushed():
         new = new.detach()
+    if x.requires_grad:  # to autograd it stays the same tensor
+        (value,), (bdim,), _ = unwrap(info, (new,))
+        if x._bdim is not None:
+            value = to_front(value, bdim) if bdim is not None else ensure_bdim(value, None, info.batch_size).clone()
+            value = value.movedim(0, x._bdim)
+        elif bdim is not None:
+            raise unsupported(
+                new, "assignment to .data of a leaf that all samples share", "assign to .data before requires_grad_()"
+            )
+        x._value.data = value
+        x._origin = EXACT if x._bdim else x._origin
+        return
     if type(new) is BatchedTensor and new._level is info:
         become(x, new._value, new._bdim, new._origin)
     else:

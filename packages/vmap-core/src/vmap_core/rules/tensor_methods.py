@@ -35,7 +35,17 @@ def _method(name: str) -> RuleFunction:
     return metadata
 
 
-for _name in ("numel", "is_contiguous", "dim", "stride", "size", "ndimension", "nelement", *METADATA_METHODS):
+for _name in (
+    "numel",
+    "is_contiguous",
+    "dim",
+    "stride",
+    "size",
+    "ndimension",
+    "nelement",
+    "storage_offset",
+    *METADATA_METHODS,
+):
     pack.logical(getattr(Tensor, _name))(_method(_name))
     if type(getattr(torch, _name, None)) is type(torch.add):
         pack.logical(getattr(torch, _name))(_method(_name))

@@ -8,7 +8,7 @@ import torch
 
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import named_aten as aten
 
@@ -91,7 +91,7 @@ def unsqueeze(info, in_dims, x, dim):
     """(*) -> (*, 1, *). The dim counts on the result, which has one more."""
     bdim, rank = in_dims[0], x.ndim
     dim = dim % rank if -rank <= dim < rank else wrap_dim(dim, rank)
-    return (x.unsqueeze(dim), bdim + 1) if dim <= bdim else (x.unsqueeze(dim + 1), bdim)
+    return (x.unsqueeze(dim), bdim + 1) if dim <= bdim and bdim else (x.unsqueeze(dim + 1), bdim)
 
 
 @pack.rule(aten.squeeze.default)
@@ -247,13 +247,15 @@ def tensor_split(info, x, indices_or_sections, dim=0):
         return aten.tensor_split(x, indices_or_sections.tolist(), dim)
 
 
-def _same_dims(op: Any) -> RuleFunction:
+def _same_dims(op: Any) -> Rule:
     """Make the rule of a view of the elements: every dim stays."""
 
-    def element_view(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return op(x, *args, **kwargs), in_dims[0]
+    emit = emitter(op)
 
-    return element_view
+    def element_view(info: Any, in_dims: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return emit(x, *args, **kwargs), in_dims[0]
+
+    return by_shape(element_view)
 
 
 pack.family(

@@ -285,3 +285,16 @@ def find(name: str) -> Any:
     """
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute, Missing(name))
+
+
+def returns_view(op: OpOverload) -> bool:
+    """Tell whether an overload's results may share memory with its arguments, and it writes to none; some schemas do not say it."""
+    schema = op._schema
+    return not schema.is_mutable and (
+        schema.name.partition("::")[2] in _SHARE_MEMORY or any(r.alias_info is not None for r in schema.returns)
+    )
+
+
+_SHARE_MEMORY = {
+    "conj_physical", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "type_as", "resize_as", "_unsafe_view", "lift",
+}  # fmt: skip

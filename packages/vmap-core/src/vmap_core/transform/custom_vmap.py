@@ -16,8 +16,8 @@ from ..errors import UnsupportedError, function_name, user_location
 from ..levels import tree as _tree
 from ..levels.args import unwrap, wrap
 from ..levels.containers import map_leaves
+from ..levels.layout import same_storage
 from ..levels.level import Level
-from ..levels.ownership import same_storage
 from ..levels.randomness import drawn, rewinding, snapshot
 from ..rulekit.checked import run_rule
 from ..rulekit.rule import RuleFunction

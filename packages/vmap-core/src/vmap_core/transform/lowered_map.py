@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..dispatch.lowering import LoweredTensor, dispatch_keys, lower
+from ..levels.layout import mapped
 from ..levels.level import Level
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
@@ -50,7 +51,7 @@ def lowered_map(function: Callable[[list[Any]], Sequence[Any]], vectors: Sequenc
 def _raised(x: Any, size: int) -> Any:
     if type(x) is BatchedTensor:
         value = _raised(x._value, size)
-        return make_batched(value, None if x._bdim is None else x._bdim + 1, x._level)
+        return mapped(value, None if x._bdim is None else x._bdim + 1, x._level)
     if type(x) is not LoweredTensor:
         return x.expand(size, *x.shape)
     bdim = x._batched._bdim

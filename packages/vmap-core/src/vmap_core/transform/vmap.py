@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError, function_name, user_location
 from ..levels import tree as _tree
+from ..levels.layout import mapped
 from ..levels.level import Level, Randomness
 from ..levels.presence import presence
 from ..levels.read import alive
@@ -151,7 +152,10 @@ def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> 
             if n != size and size is not None:
                 return None
             size = n
-            a = make_batched(a, d if d >= 0 else d + len(shape), level)
+            if not d and kind is Tensor and a.is_contiguous():  # as `mapped`, without the call
+                a = make_batched(a, 0, level)
+            else:
+                a = mapped(a, d if d >= 0 else d + len(shape), level)
         inputs.append(a)
     if size is None:
         return None
@@ -179,9 +183,7 @@ def _general(
 
     def run(size: int, leaves: list[Any]) -> Any:
         level = Level(size, randomness, current_table(), func)
-        inputs = iter(
-            [leaf if d is None else make_batched(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)]
-        )
+        inputs = iter([leaf if d is None else mapped(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)])
         return _run(
             func, level, _tree.unflatten(spec, inputs), {**kwargs, **_tree.unflatten(kw_spec, inputs)}, out_dims
         )
