@@ -1,7 +1,12 @@
-"""A part of the sweep that CI runs: a few samples of every OpInfo entry in every mode, against the Python loop."""
+"""A part of the sweep that CI runs: a few samples of every OpInfo entry in every mode, against the Python loop.
+
+What rules return is checked meanwhile: it is well formed, and keeps the layout invariant.
+"""
 
 import pytest
 import torch
+
+from vmap_core.rulekit.packs import checking
 
 from .cases import MODES
 from .known import KNOWN
@@ -14,7 +19,8 @@ SAMPLES = 3
 @pytest.mark.parametrize("op", entries(""), ids=full_name)
 def test_operator(op):
     allowed, reason = KNOWN.get(full_name(op), (set(), ""))
-    result = sweep_one("vmap_core", op, MODES, SAMPLES)
+    with checking():
+        result = sweep_one("vmap_core", op, MODES, SAMPLES)
     bad = {
         mode: f"{r['verdict']}: {r['detail']}"
         for mode, r in result.items()

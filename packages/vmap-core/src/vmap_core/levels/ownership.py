@@ -83,7 +83,8 @@ def promote(level: Level, x: Any, op: object) -> None:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
             assert type(origin) is Origin
-            become(base, samples_first(expanded(base._value, level.batch_size), 0), 0)
+            n, value = level.batch_size, base._value
+            become(base, value.clone().unsqueeze(0) if n == 1 else samples_first(expanded(value, n), 0), 0)
             for ref in origin.views:
                 old = ref()
                 if old is not None and type(old._origin) is Origin:
