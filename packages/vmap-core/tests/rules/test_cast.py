@@ -130,3 +130,21 @@ def test_contiguous_samples(in_dim, physical):
     sample = x.select(in_dim, 0)
     assert seen == [(sample.contiguous().data_ptr() == sample.data_ptr(), True, (5, 1))]
     assert torch.equal(out, x.movedim(in_dim, 0))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2), (2, 3, 1), (1, 1, 3), (1, 1, 1), (3, 2, 2)])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_in_place_writes_to_views_with_dims_of_size_one(shape, dim):
+    def f(v):
+        y = v.clone(memory_format=torch.preserve_format)
+        y[:1] += 1
+        y.mT[...] -= 2
+        y.mT[:1] *= y.mT[:1] < 0
+        y[...] = y
+        y.narrow(0, 0, 1)[:] += 2
+        return y
+
+    x = torch.arange(float(torch.Size(shape).numel())).reshape(shape) - 2
+    expected = torch.stack([f(sample) for sample in x])
+    assert torch.equal(vmap(f, in_dims=dim)(x.movedim(0, dim)), expected)
+    assert torch.equal(vmap(vmap(f, in_dims=dim))(x.movedim(0, dim)[None])[0], expected)

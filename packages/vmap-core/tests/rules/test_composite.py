@@ -1,5 +1,7 @@
 """Operators said in other operators, against the loop."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -75,3 +77,26 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: torch.slice_copy(x, 1, 1, None, 2),
+        lambda x: torch.select_copy(x, -1, 1),
+        lambda x: torch.slice_copy(x),
+    ],
+)
+def test_copies_of_views_take_no_loop(f, dim):
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    samples = x.unbind(dim)
+    expected = torch.stack([f(sample) for sample in samples])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actual = vmap(f, in_dims=dim)(x)
+        nested = vmap(vmap(f, in_dims=dim))(x[None])
+    assert torch.equal(actual, expected)
+    assert torch.equal(nested[0], expected)
+    weights = torch.arange(float(expected.numel())).reshape(expected.shape)
+    assert torch.equal(*(torch.autograd.grad((out * weights).sum(), x)[0] for out in (actual, expected)))

@@ -189,3 +189,30 @@ def test_assignment_through_a_mask_of_the_outer_level_to_a_tensor_made_inside():
     got = vmap(vmap(function, in_dims=(0, None)), in_dims=(None, 0))(y, x)
     expected = torch.stack([torch.stack([function(b, a) for b in y]) for a in x])
     torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda y: y.__setitem__(y[:, 0].argmax(), torch.tensor([1, 2, 3])),
+        lambda y: y.__setitem__((slice(None), y[0].argmax()), y.long().sum()),
+        lambda y: y.__setitem__(torch.tensor([True, False, True, False]), y.long().sum()),
+        lambda y: y.__setitem__((y[:, 0].argmax(), y[0].argmax()), y[:1, 0]),
+        lambda y: y.__setitem__(y[:, 0].argmax(), y[:1]),
+    ],
+)
+def test_setitem_casts_and_drops_leading_ones_as_pytorch_does(write, dim):
+    def f(v):
+        y = v.clone()
+        write(y)
+        return y
+
+    x = torch.arange(36.0).reshape(3, 4, 3).sin() * 4
+    expected = torch.stack([f(sample) for sample in x])
+    assert torch.equal(vmap(f, in_dims=dim)(x.movedim(0, dim)), expected)
+
+
+def test_setitem_refuses_another_dtype_through_an_index_tensor():
+    with pytest.raises(RuntimeError, match="dtypes match"):
+        vmap(lambda v: v.clone().__setitem__(torch.tensor([0, 2]), v.long().sum()))(torch.ones(2, 3))

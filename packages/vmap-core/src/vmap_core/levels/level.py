@@ -85,11 +85,13 @@ class Level(TorchFunctionMode):
         active: False once the vmap has returned.
         dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
             from the engine are recorded; set while tensors are lowered (see `dispatch.lowering`).
+        gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
     """
 
     dispatch_keys: Any = None
     modes: Sequence[Any] = ()
+    gathered: Sequence[Any] = ()
 
     def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""
@@ -136,6 +138,7 @@ class Level(TorchFunctionMode):
     def __exit__(self, *exc: object) -> None:
         """Leave the level; tensors that escaped it are dead from here on."""
         self.active = False
+        self.gathered = ()
         pop_mode()
         presence.leave(self)
 

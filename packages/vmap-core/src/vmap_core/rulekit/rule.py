@@ -266,11 +266,13 @@ class Table:
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
         checks: whether what this project's own rules return is checked, too.
+        watching: the table with the same rules, whose plans look at what is written (see `dispatch.gathered`).
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
             call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
+    watching: Table | None = None
 
     def __init__(self, packs: Iterable[RulePack], checks: bool = False) -> None:
         """Merge packs.

@@ -136,5 +136,6 @@ def _as(x: Any, bdim: int, src: Any, src_bdim: int | None) -> Any:
         short = 0
     if src_bdim is None:
         return src if src.ndim <= rank - bdim else src.reshape(*(1,) * short, *src.shape).unsqueeze(bdim)
-    src = to_front(src, src_bdim)
-    return src.reshape(src.shape[0], *(1,) * short, *src.shape[1:]).movedim(0, bdim)
+    for _ in range(short):  # unsqueeze, since reshape may give dims of size one other strides: no overlap in part then
+        src = src.unsqueeze(0)
+    return src.movedim(src_bdim + short, bdim)

@@ -18,6 +18,18 @@ def unfold_copy(x, dimension, size, step):
     return x.unfold(dimension, size, step).clone(memory_format=torch.contiguous_format)
 
 
+@pack.composite(aten.slice_copy.Tensor)
+def slice_copy(x, dim=0, start=None, end=None, step=1):
+    """(*, n, *) -> (*, m, *), as a copy."""
+    return aten.slice.Tensor(x, dim, start, end, step).clone(memory_format=torch.contiguous_format)
+
+
+@pack.composite(aten.select_copy.int)
+def select_copy(x, dim, index):
+    """(*, n, *) -> (*, *), as a copy."""
+    return x.select(dim, index).clone(memory_format=torch.contiguous_format)
+
+
 @pack.composite(aten.as_strided_copy.default)
 def as_strided_copy(x, size, stride, storage_offset=None):
     """(*) -> (*size), as a copy."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch.gathered import gathered, gathered_at
 from ..errors import DataDependentError
 from ..levels.args import any_batched
 from ..levels.ownership import promote
@@ -22,6 +23,8 @@ from ..torch_compat.operators import named_aten as aten
 from .dynamic import mask_error
 
 pack = RulePack("core.getitem")
+
+pack.logical(gathered)(gathered_at)
 
 
 def as_tuple(index: Any) -> tuple[Any, ...]:
@@ -200,6 +203,8 @@ def getitem(info: Any, x: Any, index: Any) -> Any:
     with info.pushed():
         view, advanced = parse(x, index)
         if advanced:
+            if all(i is None or not i.dim() for i in advanced) and not any(map(_is_mask, as_tuple(index))):
+                return gathered(view, advanced)  # numbers: a view in the loop
             return aten.index.Tensor(view, advanced)
         return view if view is not x else aten.alias.default(x)
 
@@ -222,8 +227,11 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
         if not isinstance(value, Tensor):
             value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device) if advanced else value
         if advanced:
-            if value.dim() > view.dim():
-                value = value.squeeze(tuple(range(value.dim() - view.dim())))
+            numbers = all(i is None or not i.dim() for i in advanced)
+            if numbers or (value.numel() == 1 and any(map(_is_mask, parts))):  # a copy, a fill: PyTorch casts there
+                value = value.to(x.dtype)
+            while value.dim() and value.shape[0] == 1:
+                value = value.squeeze(0)
             aten.index_put_.default(view, advanced, value)
         elif isinstance(value, Tensor):
             while value.dim() > view.dim() and value.shape[0] == 1:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..dispatch.gathered import gathered
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
 from ..rulekit.rule import Rule, RuleFunction, RulePack
@@ -163,7 +164,8 @@ def narrow_tensor(info, x, dim, start, length):
     with info.pushed():
         n = x.shape[dim]
         start = torch.where(start < 0, start + n, start)
-        return x.index_select(dim, start.reshape(1) + torch.arange(length, device=x.device))
+        places = start.reshape(1) + torch.arange(length, device=x.device)
+        return gathered(x, [None] * wrap_dim(dim, x.ndim) + [places])
 
 
 @pack.rule(aten.unbind.int)

@@ -217,6 +217,8 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
         else:
             out = _unwrap_tree(out, out_dims, level)
         level.active = False
+        if level.gathered:
+            level.gathered = ()  # they hold the level
         presence.leave(level)
         return out
     except BaseException as error:
@@ -240,6 +242,7 @@ def _end(level: Level, below: Sequence[Any]) -> None:
     """
     level.active = False
     level.plans = {}
+    level.gathered = ()
     restore(below, (level,))
     presence.leave(level)
 
