@@ -224,3 +224,28 @@ def test_backend():
     for _ in range(2):
         args = gradient_arguments()
         torch.testing.assert_close(compiled(*args), mapped(*args))
+
+
+C = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "make"),
+    [
+        (  # primal and tangent of other strides: PyTorch copies the tangent
+            vmap(lambda x, t: jvp(torch.tanh, (x,), (t,))[1], in_dims=(1, 0)),
+            lambda: (torch.randn(2, 4), torch.randn(4, 2)),
+        ),
+        (vmap(lambda x: jvp(torch.sin, (W[0][:2],), (x[::2],))[1]), lambda: (torch.randn(3, 4),)),
+        (vmap(lambda x: jvp(torch.sin, (x,), (C,))[1]), lambda: (torch.randn(2, 3),)),
+        (vmap(lambda x: jvp(torch.sin, (x.T,), (x @ x,))[1]), lambda: (torch.randn(2, 3, 3),)),
+        (vmap(lambda x: jvp(lambda y: jvp(torch.sin, (y.T,), (x,))[1], (x,), (x @ x,))[1]), lambda: (torch.randn(2, 3, 3),)),
+    ],
+)  # fmt: skip
+def test_tangents_are_those_of_the_call(mapped, make):
+    """Also where forward mode copies them to the primal's strides, below the program's own calls."""
+    program = check(mapped, make)
+    args = make()
+    with torch.no_grad():
+        C.mul_(3)
+    torch.testing.assert_close(program(*args), mapped(*args))

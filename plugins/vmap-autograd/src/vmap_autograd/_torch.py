@@ -8,6 +8,14 @@ import torch
 import torch.utils.checkpoint
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functions
+from torch._functorch.eager_transforms import _slice_argnums as slice_argnums
+from torch._functorch.eager_transforms import (
+    assert_non_empty_list_of_tensors,
+    assert_non_empty_tensor_output,
+    error_if_complex,
+    jvp_str,
+    treespec_pprint,
+)
 from torch.autograd import forward_ad
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -34,13 +42,19 @@ __all__ = [
     "VMAP_OF_FUNCTIONAL",
     "AccumulateGrad",
     "TreeSpec",
+    "assert_non_empty_list_of_tensors",
+    "assert_non_empty_tensor_output",
     "dual_level",
+    "error_if_complex",
     "fwd_grad_enabled",
+    "jvp_str",
     "make_dual",
     "set_fwd_grad_enabled",
+    "slice_argnums",
     "transforms_active",
     "tree_flatten",
     "tree_unflatten",
+    "treespec_pprint",
     "unpack_dual",
 ]
 

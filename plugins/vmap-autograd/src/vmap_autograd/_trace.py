@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,12 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vmap_core.extend import BatchedTensor, leaves, make_leaf, map_leaves, own_samples
+from vmap_core.extend import BatchedTensor, UnsupportedError, leaves, make_leaf, map_leaves, own_samples, user_location
 
+from ._checks import Argnums, only_tensors, replaced, select, split_aux
 from ._state import usable
-from ._torch import TreeSpec, dual_level, tree_flatten, tree_unflatten
+from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from .accumulate import leaves_of
-
-Argnums = int | tuple[int, ...]
 
 
 @dataclass
@@ -66,6 +66,7 @@ def trace(
     kwargs: dict[str, Any],
     has_aux: bool,
     name: str,
+    within: type[_ForTangents] | None = None,
 ) -> Trace:
     """Run a function with grad mode on.
 
@@ -76,30 +77,49 @@ def trace(
         kwargs: its keyword arguments.
         has_aux: whether it returns a pair, of which only the first is differentiated.
         name: the transform, for errors.
+        within: a mode to run it in, made of the inputs.
     """
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
-        chosen = args if argnums is None else select(args, argnums, name)
+        chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
-        inputs = [_own_input(x, name) for x in flat]
+        only_tensors(flat)
+        inputs = [_own_input(x) for x in flat]
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
-        out = func(*args, **kwargs)
+        with within(inputs) if within else contextlib.nullcontext():
+            out = func(*args, **kwargs)
         out, aux = split_aux(out, has_aux, name)
     connected = outer and (any(x.requires_grad for x in flat) or _reaches_others(out, inputs))
     return Trace(inputs, spec, out, aux, connected)
 
 
-class _LayerNormInParts(TorchFunctionMode):
-    """Computes layer_norm from elementary operations.
+class _ForTangents(TorchFunctionMode):
+    """Lets reverse mode give what forward mode would.
 
-    PyTorch's formula for its second derivative takes the saved mean and deviation for constants. The derivatives that
-    a `jvp` inside a `jvp` takes, two of the backward pass and one forward, are then silently wrong.
+    It computes layer_norm from elementary operations: PyTorch's formula for its second derivative takes the saved mean
+    and deviation for constants. The derivatives that a `jvp` inside a `jvp` takes, two of the backward pass and one
+    forward, are then silently wrong.
+
+    And where the function switches forward mode off, what it computes is constant.
     """
+
+    def __init__(self, inputs: list[Any]) -> None:
+        """Watch a function of these inputs."""
+        super().__init__()
+        self.inputs = inputs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not fwd_grad_enabled():
+            if _reaches_others((args, kwargs), self.inputs):
+                raise UnsupportedError(
+                    f"vmap: forward mode is switched off inside a nested jvp, at {user_location()}, for something that "
+                    f"reverse mode differentiates. Instead: detach what is to be constant."
+                )
+            with torch.no_grad():
+                return func(*args, **kwargs)
         if func in (torch.layer_norm, torch.nn.functional.layer_norm):
             return _layer_norm(*args, **kwargs)
         return func(*args, **kwargs)
@@ -131,13 +151,10 @@ def trace_for_tangents(
     func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str
 ) -> Trace:
     """Run a function whose vjp is then differentiated by its vector, inside a forward mode that is in use."""
-    with _LayerNormInParts():
-        return trace(func, argnums, args, kwargs, has_aux, name)
+    return trace(func, argnums, args, kwargs, has_aux, name, _ForTangents)
 
 
-def _own_input(x: Any, name: str) -> Any:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name}: expected the arguments to differentiate by to hold only tensors, got {type(x)}")
+def _own_input(x: Any) -> Any:
     y = own_samples(x)
     if not y.requires_grad:
         try:
@@ -177,60 +194,3 @@ def _detached(x: Any) -> Any:
         return x.detach()
     primal, tangent = forward_ad.unpack_dual(x)
     return x.detach() if tangent is None else forward_ad.make_dual(primal.detach(), tangent.detach())
-
-
-def split_aux(out: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
-    """Return the output and the auxiliary one.
-
-    Raises:
-        RuntimeError: with ``has_aux``, and the function did not return a pair.
-    """
-    if not has_aux:
-        return out, None
-    if not (isinstance(out, tuple) and len(out) == 2):
-        raise RuntimeError(
-            f"{name}: with has_aux=True, the function must return (output, aux), a tuple of two elements; it returned "
-            f"{type(out).__name__}"
-        )
-    return out
-
-
-def output_tensors(out: Any, name: str) -> tuple[list[Any], TreeSpec]:
-    """Return the tensors of an output, and their structure.
-
-    Raises:
-        RuntimeError: there is something else in it, or nothing.
-    """
-    flat, spec = tree_flatten(out)
-    for o in flat:
-        if not isinstance(o, Tensor):
-            raise RuntimeError(f"{name}: expected the function to return only tensors, got an output of type {type(o)}")
-    if not flat:
-        raise RuntimeError(f"{name}: expected the function to return at least one tensor, got none")
-    return flat, spec
-
-
-def select(args: tuple[Any, ...], argnums: Argnums, name: str) -> Any:
-    """Return the arguments that ``argnums`` names: one, or a tuple of them.
-
-    Raises:
-        RuntimeError: there is no such argument, or one is named twice.
-    """
-    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not numbers or not all(isinstance(n, int) for n in numbers):
-        raise RuntimeError(f"{name}: argnums must be an int or a non-empty tuple of ints, got {argnums!r}")
-    for n in numbers:
-        if not -len(args) <= n < len(args):
-            raise RuntimeError(f"{name}: argnums={argnums} but the function got {len(args)} positional arguments")
-    if len({n % len(args) for n in numbers}) != len(numbers):
-        raise RuntimeError(f"{name}: argnums={argnums} names an argument twice")
-    return tuple(args[n] for n in argnums) if isinstance(argnums, tuple) else args[argnums]
-
-
-def replaced(args: tuple[Any, ...], argnums: Argnums, chosen: Any) -> tuple[Any, ...]:
-    """Return the arguments with those that ``argnums`` names replaced."""
-    new = list(args)
-    numbers, values = (argnums, chosen) if isinstance(argnums, tuple) else ((argnums,), (chosen,))
-    for n, value in zip(numbers, values, strict=True):
-        new[n] = value
-    return tuple(new)

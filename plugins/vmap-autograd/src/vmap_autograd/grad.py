@@ -74,7 +74,7 @@ def grad(
         return _batched_vectors(info, outputs, inputs, vectors, keep, options)
     out_values, out_dims, _ = unwrap(info, outputs)
     in_values, in_dims, _ = unwrap(info, inputs)
-    seeds = [seed(info, o, v) for o, v in zip(outputs, vectors, strict=True)]
+    seeds = [seed(info, o, v, i) for i, (o, v) in enumerate(zip(outputs, vectors, strict=True))]
     shared = [i for i, d in enumerate(in_dims) if d is None]
     own = [i for i, d in enumerate(in_dims) if d is not None]
     results: list[Any] = [None] * len(inputs)
@@ -111,7 +111,7 @@ def as_tuple(x: Any) -> tuple[Any, ...]:
     return items
 
 
-def seed(info: Level, output: Any, vector: Any) -> Any:
+def seed(info: Level, output: Any, vector: Any, number: int = 0) -> Any:
     """Return the vector for an output, as the mapped function sees it; ones for a scalar.
 
     Raises:
@@ -125,8 +125,8 @@ def seed(info: Level, output: Any, vector: Any) -> Any:
         return torch.ones_like(output)
     if vector.shape != output.shape:
         raise RuntimeError(
-            f"Mismatch in shape: a grad_output has a shape of {vector.shape} and its output has a shape of "
-            f"{output.shape}, as the mapped function at {user_location()} sees them."
+            f"Mismatch in shape: grad_output[{number}] has a shape of {vector.shape} and output[{number}] has a shape of "
+            f"{output.shape}."
         )
     return vector
 

@@ -15,19 +15,10 @@ import torch.autograd.forward_ad as forward_ad
 
 from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 
+from ._checks import Argnums, only_tensors, output_tensors, refuse_complex, replaced, select, split_aux
 from ._state import takes_derivatives, usable
 from ._torch import transforms_active, tree_flatten, tree_unflatten
-from ._trace import (
-    Argnums,
-    forward_mode_serves,
-    output_tensors,
-    physical,
-    replaced,
-    select,
-    split_aux,
-    trace,
-    trace_for_tangents,
-)
+from ._trace import forward_mode_serves, physical, trace, trace_for_tangents
 from .transforms import linear_map, vjp_function
 
 
@@ -56,6 +47,7 @@ def jacrev(
 
     Raises:
         ValueError: ``chunk_size`` is not positive.
+        UnsupportedError: an input or output is complex, as in torch.func; take ``torch.view_as_real`` of it.
 
     Examples:
         >>> import torch
@@ -70,7 +62,9 @@ def jacrev(
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         traced = trace(func, argnums, args, kwargs, has_aux, "jacrev")
+        refuse_complex(traced.inputs, args, "jacrev", is_input=True)
         outputs, out_spec = output_tensors(traced.out, "jacrev")
+        refuse_complex(outputs, outputs, "jacrev", is_input=False)
         pull = vjp_function(traced, "jacrev")
         rows = traced.result(_by_rows(lambda vectors: pull(tree_unflatten(vectors, out_spec)), outputs, chunk_size))
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
@@ -110,6 +104,7 @@ def jacfwd(
 
     Raises:
         ValueError: ``chunk_size`` is not positive.
+        UnsupportedError: an input or output is complex, as in torch.func; take ``torch.view_as_real`` of it.
 
     Examples:
         >>> import torch
@@ -123,13 +118,16 @@ def jacfwd(
     @takes_derivatives
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        chosen = select(args, argnums, "jacfwd")
+        chosen = select(args, argnums)
         inputs, in_spec = tree_flatten(chosen)
+        only_tensors(inputs)
+        refuse_complex(inputs, args, "jacfwd", is_input=True)
         inputs = [usable(x) for x in inputs]
         found: dict[str, Any] = {}
         if not forward_mode_serves(inputs):
             traced = trace_for_tangents(func, argnums, args, kwargs, has_aux, "jacfwd")
             outputs, found["spec"] = output_tensors(traced.out, "jacfwd")
+            refuse_complex(outputs, outputs, "jacfwd", is_input=False)
             found["shapes"], found["aux"] = [o.shape for o in outputs], traced.result(traced.aux)
             columns = traced.result(_by_rows(linear_map(traced), inputs, chunk_size))
         else:
@@ -140,6 +138,7 @@ def jacfwd(
                     out = func(*replaced(args, argnums, tree_unflatten(duals, in_spec)), **kwargs)
                     out, aux = split_aux(out, has_aux, "jacfwd")
                     outputs, found["spec"] = output_tensors(out, "jacfwd")
+                    refuse_complex(outputs, outputs, "jacfwd", is_input=False)
                     found["shapes"], found["aux"] = [o.shape for o in outputs], aux
                     pairs = [forward_ad.unpack_dual(o) for o in outputs]
                     return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
@@ -181,7 +180,7 @@ def hessian(func: Callable[..., Any], argnums: Argnums = 0, *, chunk_size: int |
 
 def _check(chunk_size: int | None, name: str) -> None:
     if chunk_size is not None and chunk_size <= 0:
-        raise ValueError(f"{name}: `chunk_size` should be greater than 0, got {chunk_size}")
+        raise ValueError(f"{name}: `chunk_size` should be greater than 0.")
 
 
 def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_size: int | None) -> list[Any]:

@@ -8,9 +8,10 @@ from typing import Any
 from vmap_core.extend import Patch, current_levels
 
 from . import transforms
+from ._checks import replaced, select
 from ._state import takes_derivatives
 from ._torch import tree_unflatten
-from ._trace import replaced, requires_grad, select, trace
+from ._trace import requires_grad, trace
 
 
 def _grad(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
@@ -42,7 +43,7 @@ def _jvp(func: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool =
     def of_chosen(*chosen: Any) -> Any:
         return func(*replaced(primals, numbers, chosen))
 
-    return transforms.jvp(of_chosen, select(primals, numbers, "jvp"), tangents, strict=strict, has_aux=has_aux)
+    return transforms.jvp(of_chosen, select(primals, numbers), tangents, strict=strict, has_aux=has_aux)
 
 
 def _choosing(ours: Any) -> Callable[[Any], Any]:

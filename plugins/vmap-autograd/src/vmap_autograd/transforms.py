@@ -17,18 +17,22 @@ from torch import Tensor
 
 from vmap_core.extend import make_leaf, own_samples
 
+from ._checks import (
+    Argnums,
+    checked_tangents,
+    checked_vectors,
+    output_tensors,
+    same_structure,
+    scalar,
+    split_aux,
+)
 from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
-from ._trace import (
-    Argnums,
-    Trace,
-    detached,
-    forward_mode_serves,
-    output_tensors,
-    requires_grad,
-    split_aux,
-    trace,
-    trace_for_tangents,
+from ._trace import Trace, detached, forward_mode_serves, requires_grad, trace, trace_for_tangents
+
+_INDEPENDENT = (
+    "jvp(f, primals, tangents, strict=True): The output of f is independent of the inputs. This is not allowed with "
+    "strict=True."
 )
 
 
@@ -92,14 +96,7 @@ def _grad(
     func: Callable[..., Any], argnums: Argnums, has_aux: bool, args: Any, kwargs: Any, name: str
 ) -> tuple[Any, Trace]:
     traced = trace(func, argnums, args, kwargs, has_aux, name)
-    out = traced.out
-    if not isinstance(out, Tensor):
-        raise RuntimeError(f"Expected f(*args) to return a Tensor, got {type(out)}")
-    if out.dim() != 0:
-        raise RuntimeError(
-            f"Expected f(*args) to return a scalar tensor, got tensor with {out.dim()} dims. Maybe you wanted to use "
-            f"the vjp or jacrev APIs instead?"
-        )
+    out = scalar(traced.out)
     create = traced.recorded
     grads = traced.result(traced.gradients([out], None, retain=create, create=create))
     return tree_unflatten(grads, traced.in_spec), traced
@@ -148,16 +145,7 @@ def vjp_function(traced: Trace, name: str) -> Callable[..., list[Any]]:
     @takes_derivatives
     def function(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> list[Any]:
         vectors, spec = tree_flatten(cotangents)
-        if spec != out_spec:
-            raise RuntimeError(
-                f"Expected pytree structure of cotangents to be the same as pytree structure of outputs to the "
-                f"function. cotangents: {spec}, primal output: {out_spec}"
-            )
-        for v, o in zip(vectors, outputs, strict=True):
-            if v.shape != o.shape:
-                raise RuntimeError(
-                    f"{name}: expected a cotangent of the output's shape {tuple(o.shape)}, got {tuple(v.shape)}"
-                )
+        same_structure(spec, out_spec)
         if create_graph is None:
             create_graph = torch.is_grad_enabled() and (traced.recorded or any(v.requires_grad for v in vectors))
         return traced.gradients(outputs, vectors, retain=retain_graph, create=create_graph)
@@ -190,21 +178,22 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
         >>> jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))
         (tensor(9.), tensor(6.))
     """
-    flat, spec = _checked_tangents(primals, tangents, "jvp")
-    if not forward_mode_serves(flat[0]):
+    flat, vectors, spec = checked_tangents(primals, tangents)
+    flat, vectors = [*map(usable, flat)], [*map(usable, vectors)]
+    if not forward_mode_serves(flat):
         traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp")
-        pushed = linear_map(traced, strict)(flat[1])
+        pushed = linear_map(traced, strict)(vectors)
         pushed = pushed if requires_grad(tangents) else traced.result(pushed)
         pushed = tree_unflatten(pushed, output_tensors(traced.out, "jvp")[1])
         results: tuple[Any, ...] = (traced.result(traced.out), pushed)
         return (*results, traced.result(traced.aux)) if has_aux else results
     with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(p, t) for p, t in zip(*flat, strict=True)]
+        duals = [forward_ad.make_dual(p, t) for p, t in zip(flat, vectors, strict=True)]
         out, aux = split_aux(func(*tree_unflatten(duals, spec)), has_aux, "jvp")
         outputs, out_spec = output_tensors(out, "jvp")
         unpacked = [forward_ad.unpack_dual(o) for o in outputs]
         if strict and any(u.tangent is None for u in unpacked):
-            raise RuntimeError("jvp(strict=True): an output of the function does not depend on its inputs")
+            raise RuntimeError(_INDEPENDENT)
         value = tree_unflatten([u.primal for u in unpacked], out_spec)
         pushed = tree_unflatten(
             [torch.zeros_like(u.primal) if u.tangent is None else u.tangent for u in unpacked], out_spec
@@ -244,8 +233,8 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
 
     @takes_derivatives
     def jvp_fn(*tangents: Any) -> Any:
-        flat, _ = _checked_tangents(primals, tangents, "linearize")
-        pushed = tree_unflatten(apply(flat[1]), out_spec)
+        vectors = checked_vectors(traced.inputs, traced.in_spec, tangents)
+        pushed = tree_unflatten(apply([*map(usable, vectors)]), out_spec)
         return pushed if requires_grad(tangents) else traced.result(pushed)
 
     return traced.result(traced.out), jvp_fn
@@ -262,7 +251,7 @@ def linear_map(traced: Trace, strict: bool = False) -> Callable[[list[Any]], lis
         grads = traced.gradients(outputs, vectors, retain=True, create=True)
     at = [i for i, g in enumerate(grads) if g.requires_grad]
     if strict and not all(o.requires_grad for o in outputs):
-        raise RuntimeError("jvp(strict=True): an output of the function does not depend on its inputs")
+        raise RuntimeError(_INDEPENDENT)
 
     def apply(tangents: list[Any]) -> list[Any]:
         create = torch.is_grad_enabled() and (traced.recorded or any(t.requires_grad for t in tangents))
@@ -281,23 +270,3 @@ def _zeros_leaf(x: Any) -> Any:
     leaf = own_samples(torch.zeros_like(detached(x)))
     make_leaf(leaf)
     return leaf
-
-
-def _checked_tangents(primals: Any, tangents: Any, name: str) -> tuple[tuple[list[Any], list[Any]], Any]:
-    """Return primals and tangents, flat, and their structure."""
-    if not isinstance(primals, tuple) or not isinstance(tangents, tuple):
-        raise RuntimeError(f"{name}: expected primals and tangents to be tuples, got {type(primals)}, {type(tangents)}")
-    flat, spec = tree_flatten(primals)
-    flat_tangents, tangents_spec = tree_flatten(tangents)
-    if spec != tangents_spec:
-        raise RuntimeError(
-            f"{name}: expected primals and tangents to have the same python structure, got {spec} and {tangents_spec}"
-        )
-    for p, t in zip(flat, flat_tangents, strict=True):
-        if not isinstance(p, Tensor) or not isinstance(t, Tensor):
-            raise RuntimeError(f"{name}: expected primals and tangents to hold only tensors, got {type(p)}, {type(t)}")
-        if p.shape != t.shape:
-            raise RuntimeError(
-                f"{name}: expected a tangent of the primal's shape {tuple(p.shape)}, got {tuple(t.shape)}"
-            )
-    return ([usable(p) for p in flat], [usable(t) for t in flat_tangents]), spec

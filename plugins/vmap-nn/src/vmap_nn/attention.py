@@ -11,6 +11,8 @@ from torch import Tensor
 from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, pad_rank
 from vmap_core.extend import named_aten as aten
 
+from ._torch import dual_level
+
 pack = RulePack("nn.attention")
 
 
@@ -37,7 +39,10 @@ def scaled_dot_product_attention(
     if attn_mask is not None and (dims[3] is not None or attn_mask.ndim > 3):
         attn_mask = attn_mask if dims[3] is not None else attn_mask.expand(size, *attn_mask.shape)
         attn_mask = _four_dims(pad_rank(attn_mask, 0, rank), rank, lead)
-    out = aten.scaled_dot_product_attention.default(*images, attn_mask, dropout_p, **options)
+    op = aten.scaled_dot_product_attention.default
+    if dual_level() >= 0:  # the fused kernels have no tangents
+        op = _formula
+    out = op(*images, attn_mask, dropout_p, **options)
     if rank > 3:
         return out.reshape(size, *lead, *out.shape[1:]), 0
     return out if rank == 3 else out.squeeze(1), 0
@@ -49,17 +54,46 @@ def flash_attention_for_cpu(
     is_causal: bool = False, *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """(N, H, L, E), (N, H, S, E), (N, H, S, F), (L, S) or (N, H, L, S) -> (N, H, L, F), logsumexp (N, H, L)."""
+    op = aten._scaled_dot_product_flash_attention_for_cpu.default
+    return _joined(info, in_dims, op, (query, key, value), dropout_p, is_causal, attn_mask, scale), 0
+
+
+@pack.rule(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+def flash_attention_for_cpu_backward(
+    info: Level, in_dims: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
+    dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """As the forward: (N, H, L, F), ... -> (N, H, L, E), (N, H, S, E), (N, H, S, F)."""
+    op = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    tensors = grad, query, key, value, out, logsumexp
+    return _joined(info, in_dims, op, tensors, dropout_p, is_causal, attn_mask, scale), 0
+
+
+def _joined(
+    info: Level, in_dims: Any, op: Any, tensors: tuple[Tensor, ...], dropout_p: float, is_causal: bool,
+    attn_mask: Tensor | None, scale: float | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Run a fused kernel with the mapped dim as a part of N; its results have it first."""
     size, named = info.batch_size, in_dims[-1] if isinstance(in_dims[-1], dict) else {}
-    tensors = [ensure_bdim(t, d, size) for t, d in zip((query, key, value), in_dims, strict=False)]
+    tensors = tuple(ensure_bdim(t, d, size) for t, d in zip(tensors, in_dims, strict=False))
     n = tensors[0].shape[1]
     images = [t.flatten(0, 1) for t in tensors]
     images = [t if t.stride(-1) == 1 else t.contiguous() for t in images]  # the kernel takes whole rows for granted
     if attn_mask is not None and (named.get("attn_mask") is not None or attn_mask.ndim == 4):
         mask = pad_rank(ensure_bdim(attn_mask, named.get("attn_mask"), size), 0, 4)
         attn_mask = mask.expand(size, n, *mask.shape[2:]).flatten(0, 1)
-    op = aten._scaled_dot_product_flash_attention_for_cpu.default
-    out, logsumexp = op(*images, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
-    return (out.unflatten(0, (size, n)), logsumexp.unflatten(0, (size, n))), (0, 0)
+    results = op(*images, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return tuple(x.unflatten(0, (size, n)) for x in results)
+
+
+def _formula(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, **options: Any
+) -> Tensor:
+    """Attention by the operations that PyTorch takes where no fused kernel serves."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
+    out: Tensor = aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask, dropout_p, **options)[0]
+    return out
 
 
 def _four_dims(x: Tensor, rank: int, lead: tuple[int, ...]) -> Tensor:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vmap_autograd import jacrev, jvp
 from vmap_core import vmap
 from vmap_core.testing import check_rule
 
@@ -75,3 +77,33 @@ def test_dropout_and_randomness():
     torch.manual_seed(0)
     different = vmap(lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), randomness="different")(q, k, v)
     assert not torch.equal(different[0], different[1])
+
+
+ONE = {
+    "(L, E)": ((3, 4), {}),
+    "(H, L, E)": ((2, 3, 4), {}),
+    "(N, H, L, E)": ((2, 2, 3, 4), {}),
+    "causal": ((2, 3, 4), {"is_causal": True}),
+    "boolean mask": ((2, 3, 4), {"attn_mask": torch.ones(3, 3, dtype=torch.bool).tril(1)}),
+    "float mask": ((2, 2, 3, 4), {"attn_mask": torch.randn(2, 1, 3, 3, dtype=D)}),
+}
+
+
+@pytest.mark.filterwarnings("error::vmap_core.FallbackWarning")
+@pytest.mark.parametrize("name", ONE)
+def test_derivatives_against_the_formula(name):
+    """Jacobians by one batched backward pass; tangents, which the fused kernels have not."""
+    shape, options = ONE[name]
+    f = lambda v: sdpa(v, v.sin(), v, **options)  # noqa: E731
+    x, d = torch.randn(2, *shape, dtype=D), torch.randn(2, *shape, dtype=D)
+
+    def formula(v):
+        with sdpa_kernel(SDPBackend.MATH):
+            return f(v)
+
+    def looped(derivative):
+        return torch.stack([derivative(a) for a in x])
+
+    torch.testing.assert_close(vmap(jacrev(f))(x), looped(lambda a: torch.autograd.functional.jacobian(formula, a)))
+    tangents = torch.stack([torch.autograd.functional.jvp(formula, a, b)[1] for a, b in zip(x, d, strict=True)])
+    torch.testing.assert_close(vmap(lambda a, b: jvp(f, (a,), (b,))[1])(x, d), tangents)

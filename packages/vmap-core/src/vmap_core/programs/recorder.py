@@ -156,6 +156,10 @@ class Recorder(Values):
 
     def kernel(self, op: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation of ATen: one of the running call's, or one that nothing above has seen."""
+        if self.paused:
+            out = op(*args, **kwargs)
+            self._note_made(args, kwargs, out)
+            return out
         call = Call() if self._running is None else self._running
         before, self._running = self._running, None
         try:
@@ -166,13 +170,11 @@ class Recorder(Values):
             self._running = before
         if self.failure is not None:
             return out
-        self._alive.append(out)
         if op is aten.detach.default:
+            self._alive.append(out)
             self._detached[id(out)] = args[0]
             return out
-        given = list(tensors_of((args, kwargs)))
-        made = {storage_of(t) for t in tensors_of(out)} - {storage_of(t) for t in given}
-        self._made |= made
+        made = self._note_made(args, kwargs, out)
         if before is not None:
             call.made |= made
             call.written.update(map(storage_of, _written(op, args, kwargs)))
@@ -183,6 +185,13 @@ class Recorder(Values):
         except CaptureError as error:
             self.fail(error)
         return out
+
+    def _note_made(self, args: Any, kwargs: Any, out: Any) -> set[int]:
+        """Return the storages that an operation made: what has one does not come from outside."""
+        made = {storage_of(t) for t in tensors_of(out)} - {storage_of(t) for t in tensors_of((args, kwargs))}
+        self._made |= made
+        self._alive.append(out)
+        return made
 
     def _enter_kernel(self, call: Call, op: OpOverload, args: Any, kwargs: Any, out: Any, grad: bool) -> None:
         if call.reads:

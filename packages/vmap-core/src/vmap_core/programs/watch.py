@@ -68,7 +68,7 @@ class Kernels(TorchDispatchMode):
             return NotImplemented
         recorder, kwargs = self.recorder, kwargs or {}
         with DisableTorchFunction():  # the other mode has nothing to see in it
-            if recorder.failure is not None or recorder.paused:
+            if recorder.failure is not None:
                 return func(*args, **kwargs)
             return recorder.kernel(func, args, kwargs)
 
@@ -177,12 +177,8 @@ def _set_data(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _dual(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """A dual tensor has its primal's value; its tangents are computed by operations of their own."""
-    recorder.paused = True
-    try:
-        out = func(*args, **kwargs)
-    finally:
-        recorder.paused = False
+    """A dual tensor has its primal's value; a tangent that PyTorch must copy is, by operations that are recorded."""
+    out = func(*args, **kwargs)
     recorder.same_value(out[0] if isinstance(out, tuple) else out, args[0])
     return out
 
