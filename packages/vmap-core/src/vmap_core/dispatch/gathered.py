@@ -18,6 +18,7 @@ from ..levels import ownership
 from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..levels.entry import dispatch
+from ..levels.layout import same_storage
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.rule import Table
@@ -63,9 +64,9 @@ class Gathered:
             return
         self.busy = True
         try:
-            if ownership.same_storage(target, self.own):
+            if same_storage(target, self.own):
                 call(level, aten.index_put_.default, (self.base, self.places, self.own), {})
-            elif ownership.same_storage(target, self.base):
+            elif same_storage(target, self.base):
                 new = call(level, aten.index.Tensor, (self.base, self.places), {})
                 call(level, aten.copy_.default, (self.own, new), {})
         finally:
@@ -153,9 +154,7 @@ class WatchingTable(Table):
 def _refuse_both(level: Level, written: list[Any]) -> None:
     """Raise if one call writes to a gathered view and to its base: neither would show what the other is given."""
     for view in level.gathered:
-        if any(ownership.same_storage(t, view.own) for t in written) and any(
-            ownership.same_storage(t, view.base) for t in written
-        ):
+        if any(same_storage(t, view.own) for t in written) and any(same_storage(t, view.base) for t in written):
             raise InplaceError(
                 f"vmap: one call at {user_location()}, in vmap of {level.name!r}, writes to a tensor and to a view of it "
                 f"at an index that differs from sample to sample. Instead: write to them in two calls."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import TensorBase as TensorBase
 from torch._C import _set_grad_enabled as set_grad_enabled
+from torch._C import _storage_Use_Count as storage_use_count
 
 typed_storage: Any = Tensor._typed_storage
 make_dual: Any = torch._VF._make_dual
@@ -24,6 +25,7 @@ __all__ = [
     "make_dual",
     "make_wrapper",
     "set_grad_enabled",
+    "storage_use_count",
     "tensor_check",
     "typed_storage",
     "unpack_dual",
