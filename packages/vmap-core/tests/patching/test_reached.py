@@ -63,6 +63,7 @@ CALLS = {
     "torch._C.ScriptObject.setattr": lambda x: setattr(SCRIPTED, "weight", x),
     "torch._C._dynamo.guards.assert_alignment": lambda x: torch._C._dynamo.guards.assert_alignment(x, 1),
     "torch._C._dynamo.guards.copy_if_misaligned": lambda x: torch._C._dynamo.guards.copy_if_misaligned(x),
+    "torch._C._dynamo.guards.copy_misaligned": lambda x: torch._C._dynamo.guards.copy_misaligned(x),
     "torch.utils.dlpack.to_dlpack": lambda x: torch.utils.dlpack.to_dlpack(x),
     "torch.random.set_rng_state": lambda x: torch.set_rng_state(x),
     guards.ADD_BATCH_DIM: chunked,

@@ -89,7 +89,11 @@ except ImportError:
 APPLY_IS_PYTHON = isinstance(torch.autograd.Function.__dict__["apply"], classmethod)  # until 2.13; then C++'s
 ABOUT_ALIGNMENT = [
     f"torch._C._dynamo.guards.{name}"
-    for name in ("assert_alignment", "copy_if_misaligned")  # the second since 2.12
+    for name in (
+        "assert_alignment",
+        "copy_if_misaligned",
+        "copy_misaligned",
+    )  # the third only 2.12, the second since 2.13
     if hasattr(torch._C._dynamo.guards, name)
 ]
 ADD_BATCH_DIM = "torch._functorch.predispatch._add_batch_dim_impl"
