@@ -71,8 +71,8 @@ def pad_rank(x: Any, bdim: int | None, rank: int) -> Any:
 def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
     """Bring operands that broadcast against each other to one batch dim.
 
-    Where they agree they stay as they are. Else samples that do not lie one after the other are copied, so that the result
-    lies in memory as the loop's (see Note [The layout invariant] in `levels.layout`).
+    Where they agree, or one decides how the result lies in memory, nothing is copied. Else samples that do not lie one after
+    the other are, so that the result lies as the loop's (see Note [The layout invariant] in `levels.layout`).
 
     Returns:
         The operands (numbers and None as they are) and the batch dim of the result.
@@ -84,10 +84,34 @@ def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
         if all(d == bdim and a.ndim == ndim for a, d in batched) and (not bdim or lie_alike([a for a, _ in batched])):
             return list(args), bdim
     rank = max(logical_rank(a, d) for a, d in zip(args, in_dims, strict=True) if isinstance(a, torch.Tensor))
-    return [
-        a if d is None else pad_rank(samples_first(a, d) if d else a, 0, rank)
-        for a, d in zip(args, in_dims, strict=True)
-    ], 0
+    bdim = _leading(args, in_dims, rank)
+    if bdim is None:
+        args = [samples_first(a, d) if d else a for a, d in zip(args, in_dims, strict=True)]
+        in_dims = [d if d is None else 0 for d in in_dims]
+        bdim = 0
+    out = []
+    for a, d in zip(args, in_dims, strict=True):
+        if not isinstance(a, torch.Tensor):
+            out.append(a)
+        elif d is not None:
+            a, d = (pad_rank(a, d, rank), 0) if a.ndim <= rank else (a, d)
+            out.append(a if d == bdim else a.movedim(d, bdim))
+        elif a.ndim <= rank - bdim:
+            out.append(a)  # broadcasts against the dims right of the batch dim
+        else:
+            out.append(a.unsqueeze(a.ndim - (rank - bdim)))
+    return out, bdim
+
+
+def _leading(args: Sequence[Any], in_dims: Sequence[Any], rank: int) -> int | None:
+    """Return the batch dim of the operand that alone decides how the result lies in memory: the first, if none of its dims
+    is expanded.
+    """
+    first, bdim = next((a, d) for a, d in zip(args, in_dims, strict=True) if isinstance(a, torch.Tensor))
+    if bdim is None or first.ndim <= rank:
+        return None
+    sizes = zip(first.shape, first.stride(), strict=True)
+    return bdim if all((n > 1 and s) or d == bdim for d, (n, s) in enumerate(sizes)) else None
 
 
 def lie_alike(tensors: Sequence[Any]) -> bool:
