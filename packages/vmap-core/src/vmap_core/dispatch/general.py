@@ -10,9 +10,9 @@ from torch import Tensor
 from ..levels import ownership, randomness
 from ..levels.args import rebuild, unwrap, unwrap_kwargs, wrap
 from ..levels.containers import leaves
-from ..levels.layout import lay_out, same_storage, seen
+from ..levels.layout import lay_out, same_storage
 from ..levels.level import Level, call
-from ..levels.tensor import BatchedTensor
+from ..levels.tensor import EXACT, BatchedTensor
 from ..rulekit.rule import Rule
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import RANDOM, OpOverload
@@ -64,15 +64,12 @@ def view_run(run: Run) -> Run:
     def run_view(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = [x for x in leaves(args) if type(x) is BatchedTensor and x._level is level and x._bdim is not None]
         for x in given:
-            if x._bdim and x._origin is None:
-                lay_out(x)
+            lay_out(x)
         result = run(level, args, kwargs)
         for x in leaves(result):
             if type(x) is BatchedTensor and x._level is level and x._bdim and x._origin is None:
-                for arg in given:
-                    x._value, x._bdim, x._origin = seen(x._value, x._bdim, arg._value)
-                    if x._origin is not None:
-                        break
+                if any(same_storage(x._value, a._value) for a in given):
+                    x._origin = EXACT
         return result
 
     return run_view

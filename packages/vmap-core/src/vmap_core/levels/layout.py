@@ -6,10 +6,10 @@ Note [The layout invariant]: what a program can learn of memory (strides, whethe
 1. where the batch dim is the first (``_bdim == 0``) it is the outermost in memory, too: each sample lies as the loop's;
 2. where it is another and the tensor is marked `EXACT` (an input, a view), the strides of the other dims are the sample's;
 3. any other tensor is a result that nothing else shares memory with. `lay_out` gives its samples the layout of the
-   loop's before a view of it is made, or its layout is asked for.
+   loop's before a view of it is made; `sample_layout` tells what it will be.
 
-A rule need not care, unless it returns something with batch dim 0 that lies in memory in another order: such a result
-goes through `settled`. ``VMAP_CHECK=1`` checks all three after each operation.
+A rule need not care, unless all its arguments have batch dim 0 and what it returns with batch dim 0 lies in memory in another
+order: it returns `settled(output, 0)`. ``VMAP_CHECK=1`` checks the first and the third after each operation.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ def sample_layout(value: Any, bdim: int | None, exact: bool) -> tuple[tuple[int,
 def lay_out(x: BatchedTensor) -> None:
     """Give the samples of a result the layout of the loop's, in place: it is the same tensor, also for autograd.
 
-    It runs below the tensor's level.
+    It runs below the tensor's level, and leaves alone what has it.
     """
     value, bdim = x._value, x._bdim
-    assert bdim is not None
+    if not bdim or x._origin is not None:
+        return
     if is_outermost(value, bdim):
         x._origin = EXACT
     elif value.requires_grad and current() is None and not transforms_active() and dual_level() < 0:

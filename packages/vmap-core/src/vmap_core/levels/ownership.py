@@ -141,8 +141,7 @@ def own_samples_at(level: Level, x: Any) -> BatchedTensor:
     if type(x) is not BatchedTensor or x._level is not level or x._bdim is None:
         value = x._value if type(x) is BatchedTensor and x._level is level else x
         return make_batched(expanded(own_samples(value), level.batch_size), 0, level)
-    if x._bdim and x._origin is None:
-        lay_out(x)
+    lay_out(x)
     return make_batched(own_samples(x._value), x._bdim, level, x._origin)
 
 
