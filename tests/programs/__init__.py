@@ -1,0 +1,1 @@
+"""Random programs: straight lines of PyTorch operations, mapped, against the Python loop."""
