@@ -60,8 +60,13 @@ def _seen(level: Level) -> frozenset[int | None]:
 
 def _others(level: Level) -> Iterator[Any]:
     """Yield the tensors that all samples share: inputs, and what the mapped function has from around it."""
-    func = level.func
-    values = [a for a in level.inputs if type(a) is not BatchedTensor or a._level is not level]
+    for values in (level.inputs, values_around(level.func)):
+        yield from (v for v in values if isinstance(v, Tensor) and not (type(v) is BatchedTensor and v._level is level))
+
+
+def values_around(func: Any) -> list[Any]:
+    """Return what a function knows beside its arguments: what a partial holds, and the variables and globals that it names."""
+    values: list[Any] = []
     while isinstance(func, partial):
         values += [*func.args, *func.keywords.values()]
         func = func.func
@@ -72,7 +77,7 @@ def _others(level: Level) -> Iterator[Any]:
         for cell in func.__closure__ or ():
             with suppress(ValueError):  # it is empty yet
                 values.append(cell.cell_contents)
-    yield from (v for v in values if isinstance(v, Tensor))
+    return values
 
 
 def _samples_overlap(level: Level, tensors: list[Any]) -> bool:

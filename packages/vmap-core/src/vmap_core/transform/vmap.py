@@ -29,6 +29,7 @@ from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_of
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
+from .python_random import code_of, first_call, looked_at
 
 __all__ = ["vmap"]
 
@@ -108,8 +109,12 @@ def vmap(
     arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None
     simple = simple and (type(in_dims) is int or arity is not None)
 
+    code = None if randomness == "same" else id(code_of(func))
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if code not in looked_at:
+            return first_call(wrapped, func, args, kwargs)
         if simple and args and (arity is None or arity == len(args)):
             level = Level(0, randomness, current_table(), func)
             inputs = _mapped(args, flat_dims, level)
