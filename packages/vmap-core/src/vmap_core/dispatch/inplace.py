@@ -150,7 +150,7 @@ def write(level: Level, op: object, target: Any, result: Any) -> None:
             f"result type {_dtype_name(result.dtype)} can't be cast to the desired output type "
             f"{_dtype_name(target.dtype)}"
         )
-    if batched:
+    if batched or (type(target) is BatchedTensor and target._level is level and target._bdim is not None):
         name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
         ownership.promote(level, target, name)
     if type(target) is BatchedTensor and target._level is level:
