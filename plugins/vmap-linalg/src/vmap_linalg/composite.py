@@ -137,6 +137,9 @@ def chain_matmul(info, matrices):
     shapes = [tuple(m.shape) for m in matrices]
     if any(len(s) != 2 for s in shapes) or not _fit(shapes):
         torch.chain_matmul(*(torch.zeros(s) for s in shapes))
+    if len(matrices) == 1:
+        with info.pushed():
+            return matrices[0].clone()
     return _chain(info, matrices, shapes)
 
 

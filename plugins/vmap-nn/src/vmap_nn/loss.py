@@ -22,9 +22,9 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 
 @pack.composite(aten.huber_loss.default)
 def huber_loss(x, target, reduction=1, delta=1.0):
-    """(*), (*) -> (*) or ()."""
+    """(*), (*) -> (*) or (), in the dtype of the first."""
     z = (x - target).abs()
-    return reduce(torch.where(z <= delta, 0.5 * z * z, delta * (z - 0.5 * delta)), reduction)
+    return reduce(torch.where(z <= delta, 0.5 * z * z, delta * (z - 0.5 * delta)).to(x.dtype), reduction)
 
 
 @pack.composite(aten.glu.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..levels.level import Level, call
 from ..levels.tensor import EXACT, BatchedTensor
 from ..rulekit.rule import Rule
 from ..torch_compat.bindings import emitter
-from ..torch_compat.operators import RANDOM, OpOverload
+from ..torch_compat.operators import RANDOM, OpOverload, may_return_argument
 from .binding import Arrange
 from .plan import Run
 
@@ -85,43 +86,50 @@ def _return_type(func: Any, op: OpOverload | None) -> Any:
 def unbatched_run(func: Any, op: OpOverload | None) -> Run:
     """Make the plan for a call without batched arguments: run it once; its results belong to the level."""
     emit = emitter(func)
-    may_alias = op is None or any(r.alias_info is not None for r in op._schema.returns)
+    may_alias = op is None or may_return_argument(op)
     watched = randomness.may_draw_unannounced(op)
 
     def plan(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = unwrap(level, args)[0]
+        given = unwrap_kwargs(level, kwargs)[0] if kwargs else kwargs
         before = randomness.snapshot(values) if watched else None
-        out = emit(*values, **(unwrap_kwargs(level, kwargs)[0] if kwargs else kwargs))
+        out = emit(*values, **given)
         if before is not None and randomness.drawn(before):
             randomness.refuse_unannounced(level, op, "different")
-        return own(level, func, out, args, values, kwargs) if may_alias else wrap(level, out, None)
+        return own(level, func, out, args, kwargs, (*values, *given.values())) if may_alias else wrap(level, out, None)
 
     return plan
 
 
-def own(level: Level, func: Any, out: Any, args: tuple[Any, ...], values: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Wrap results that may be views of, or the same object as, an argument."""
-    if isinstance(out, list | tuple):
-        return rebuild(out, [_own_one(level, func, o, i, args, values, kwargs) for i, o in enumerate(out)])
-    return _own_one(level, func, out, None, args, values, kwargs)
+def own(level: Level, func: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], values: Sequence[Any]) -> Any:
+    """Wrap results that may be views of, or the same object as, an argument.
 
+    Args:
+        level: the running level.
+        func: what was called; again for a view, when its base is promoted.
+        out: what it gave.
+        args: arguments as the mapped function has them.
+        kwargs: its keyword arguments.
+        values: of both, what ``func`` was called with.
+    """
+    given = [*zip(leaves((*args, *kwargs.values())), leaves(values), strict=True)]
 
-def _own_one(
-    level: Level, func: Any, out: Any, i: int | None, args: Any, values: list[Any], kwargs: dict[str, Any]
-) -> Any:
-    if not isinstance(out, Tensor):
-        return out
-    for arg, value in zip(args, values, strict=True):
-        if out is value:
-            return arg
-        if isinstance(value, Tensor) and same_storage(out, value):
-            if type(arg) is not BatchedTensor or arg._level is not level:
-                # A view of a tensor from outside stays what it is; a detached one may become a leaf per sample.
-                return ownership.shared(level, out) if getattr(func, "__name__", "") == "detach" else out
+    def one(out: Any, i: int | None) -> Any:
+        if not isinstance(out, Tensor):
+            return out
+        for arg, value in given:
+            if out is value:
+                return arg
+            if isinstance(value, Tensor) and same_storage(out, value):
+                if type(arg) is not BatchedTensor or arg._level is not level:
+                    # A view of a tensor from outside stays what it is; a detached one may become a leaf per sample.
+                    return ownership.shared(level, out) if getattr(func, "__name__", "") == "detach" else out
 
-            def replay() -> BatchedTensor:
-                again = call(level, func, args, kwargs)
-                return again if i is None else again[i]
+                def replay() -> BatchedTensor:
+                    again = call(level, func, args, kwargs)
+                    return again if i is None else again[i]
 
-            return ownership.view(level, out, arg, replay)
-    return ownership.fresh(level, out)
+                return ownership.view(level, out, arg, replay)
+        return ownership.fresh(level, out)
+
+    return rebuild(out, [one(o, i) for i, o in enumerate(out)]) if isinstance(out, list | tuple) else one(out, None)

@@ -93,7 +93,8 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     Raises:
         InplaceError: a tensor's values are other ones now; they are put back.
     """
-    outside = [t for t in leaves(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
+    found = (_from_outside(level, t) for t in leaves(targets) if t is not None)
+    outside = [t for t in found if t is not None]
     if not outside or random or level.batch_size == 1:
         yield
         return
@@ -105,6 +106,13 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
             if t.shape != old.shape or _changed(t, old):
                 t.copy_(old)
                 raise _shared_update(level, op, t)
+
+
+def _from_outside(level: Level, t: Any) -> Any:
+    """Return the tensor that is written to if it comes from outside, also where it was detached inside; else None."""
+    if type(t) is not BatchedTensor or t._level is not level:
+        return t
+    return t._value if t._bdim is None and type(t._origin) is not Origin else None
 
 
 def _changed(new: Any, old: Any) -> bool:

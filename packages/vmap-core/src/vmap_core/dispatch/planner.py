@@ -205,7 +205,7 @@ def rule_run(
 ) -> Run:
     """Make what runs calls of a signature by a rule."""
     general = general_run(rule, func, op, arrange)
-    if returns_view(op) if op is not None else rule.by_shape is not None:  # without an operator: a property
+    if returns_view(op) if op is not None else rule.by_shape or rule.may_return_self:  # without an operator: a property
         general = view_run(general)
     return specialise(rule, op, arrange, args, kwargs, general)
 

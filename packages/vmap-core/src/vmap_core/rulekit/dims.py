@@ -135,18 +135,24 @@ def promote_like_samples(args: Sequence[Any], in_dims: Sequence[Any]) -> list[An
     dtype = tensors[0][0].dtype
     if all(a.dtype == dtype for a, _ in tensors):
         return list(args)
-    with_dims = [a.dtype for a, d in tensors if logical_rank(a, d)]
-    scalars = [a.dtype for a, d in tensors if not logical_rank(a, d)]
-    if not scalars:
+    ranks = [(a.dtype, logical_rank(a, d)) for a, d in tensors]
+    if all(rank for _, rank in ranks):
         return list(args)
-    target = _promote_all(scalars)
-    if with_dims:
-        wide = _promote_all(with_dims)
-        target = wide if category(wide) >= category(target) else torch.promote_types(wide, target)
+    target = promoted(ranks)
     return [
         a.to(target) if isinstance(a, torch.Tensor) and a.dtype != target and not logical_rank(a, d) else a
         for a, d in zip(args, in_dims, strict=True)
     ]
+
+
+def promoted(operands: Sequence[tuple[torch.dtype, int]]) -> torch.dtype:
+    """Return the dtype that operands promote to, given their dtypes and logical ranks."""
+    scalars = [dtype for dtype, rank in operands if not rank]
+    with_dims = [dtype for dtype, rank in operands if rank]
+    if not scalars or not with_dims:
+        return _promote_all(scalars or with_dims)
+    wide, target = _promote_all(with_dims), _promote_all(scalars)
+    return wide if category(wide) >= category(target) else torch.promote_types(wide, target)
 
 
 def _promote_all(dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -78,14 +78,11 @@ def contiguous(info, in_dims, x, *, memory_format=torch.contiguous_format):
     return _laid_out(x, bdim, memory_format)
 
 
-@pack.rule(aten.to.other)
-@may_return_self
-def to_other(info, in_dims, x, other, non_blocking=False, copy=False, memory_format=None):
-    """(*) -> (*), with the dtype and device of another tensor."""
-    rule = pack.rules[aten.to.device].function
-    if in_dims[0] is None:
-        return x.to(other.device, other.dtype, non_blocking, copy, memory_format=memory_format), None
-    return rule(info, in_dims[:1], x, other.device, other.dtype, non_blocking, copy, memory_format)
+@pack.logical(aten.to.other, aten.type_as.default)
+def to_other(info, x, other, non_blocking=False, copy=False, memory_format=None):
+    """(*) -> (*), with the dtype and device of another tensor; itself if it has them."""
+    with info.pushed():
+        return x.to(other.device, other.dtype, non_blocking, copy, memory_format=memory_format)
 
 
 @pack.rule(aten.to_sparse.default, aten._to_sparse.default)
@@ -103,6 +100,7 @@ def to_sparse_dim(info, in_dims, x, sparse_dim):
 
 
 @pack.rule(aten.to_dense.default, aten._to_dense.default)
+@may_return_self
 def to_dense(info, in_dims, x, dtype=None, *, masked_grad=None):
     """Sparse (*) -> (*)."""
     return x.to_dense(dtype, masked_grad=masked_grad), in_dims[0]
@@ -111,7 +109,7 @@ def to_dense(info, in_dims, x, dtype=None, *, masked_grad=None):
 @pack.rule(aten.copy_.default)
 def copy_(info, in_dims, x, src, non_blocking=False):
     """(*), (*s) -> (*) in place, broadcast and cast."""
-    x.copy_(_as(x, in_dims[0], src, in_dims[1]), non_blocking)
+    x.copy_(_as(x, in_dims[0], src, in_dims[1]) if isinstance(src, torch.Tensor) else src, non_blocking)
     return x, in_dims[0]
 
 

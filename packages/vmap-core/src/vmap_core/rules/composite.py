@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..rulekit.dims import ensure_bdim
+from ..rulekit.dims import ensure_bdim, promoted
 from ..rulekit.rule import RulePack
 from ..torch_compat.operators import named_aten as aten
 from .view import as_strided
@@ -56,9 +56,7 @@ def block_diag(tensors):
                 f"torch.block_diag: Input tensors must have 2 or fewer dimensions. Input {i} has {t.dim()} dimensions"
             )
     width = sum(b.shape[1] for b in blocks)
-    dtype = blocks[0].dtype
-    for b in blocks[1:]:
-        dtype = torch.promote_types(dtype, b.dtype)
+    dtype = promoted([(t.dtype, t.dim()) for t in tensors])
     rows, left = [], 0
     for b in blocks:
         rows.append(torch.constant_pad_nd(b.to(dtype), [left, width - left - b.shape[1]]))

@@ -253,8 +253,8 @@ def outer(info, in_dims, x, y):
 
 @pack.rule(aten.linalg_vecdot.default)
 def vecdot(info, in_dims, x, y, *, dim=-1):
-    """(*, k), (*, k) -> (*)."""
-    rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True))
+    """(*, k), (*, k) -> (*); of scalars, their product."""
+    rank = max(1, *(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True)))
     x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims[:2], strict=True))
     return torch.linalg.vecdot(x, y, dim=physical_dim(dim, rank) - rank - 1), 0
 

@@ -8,7 +8,7 @@ import torch
 
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import RuleFunction, RulePack, may_return_self
 from ..torch_compat.operators import named_aten as aten
 from . import view
 
@@ -20,13 +20,13 @@ def _getter(name: str) -> Any:
     return getattr(torch.Tensor, name).__get__
 
 
-def _property(name: str, operator: str) -> None:
+def _property(name: str, operator: str, mark: Any = by_shape) -> None:
     """Answer a property of Tensor with the operator that computes it."""
 
     def view_property(info: Any, in_dims: Any, x: Any) -> Any:
         return view.pack.rules[getattr(aten, operator).default].function(info, in_dims, x)
 
-    pack.add(_getter(name), by_shape(view_property))
+    pack.add(_getter(name), mark(view_property))
 
 
 _property("T", "numpy_T")
@@ -58,5 +58,6 @@ for _name, _conjugate, _ops in (
     for _op in _ops:
         pack.add(_op, _matrix(_name, _conjugate))
 
-for _name, _operator in (("real", "real"), ("imag", "imag"), ("data", "detach")):
-    _property(_name, _operator)
+_property("real", "real", may_return_self)
+_property("imag", "imag")
+_property("data", "detach")

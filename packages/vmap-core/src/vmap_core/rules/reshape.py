@@ -9,7 +9,7 @@ import torch
 
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import to_front, wrap_dim
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
@@ -71,16 +71,19 @@ pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 
 
-@pack.rule(aten.flatten.using_ints)
-@by_shape
 def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
     """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
-    x = to_front(x, in_dims[0])
     rank = x.ndim - 1
     start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
     if start > end:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    if rank and start == end:
+        return x, in_dims[0]
+    x = to_front(x, in_dims[0])
     return (x.flatten(start + 1, end + 1) if rank else x.unsqueeze(1)), 0
+
+
+pack.add(aten.flatten.using_ints, Rule(flatten, by_shape=flatten, may_return_self=True))
 
 
 @pack.rule(aten._reshape_alias.default)
@@ -96,11 +99,11 @@ def view_as(info, x, other):
         return x.view(other.shape)
 
 
-@pack.rule(aten.reshape_as.default)
-def reshape_as(info, in_dims, x, other):
+@pack.logical(aten.reshape_as.default)
+def reshape_as(info, x, other):
     """(*), (*shape) -> (*shape). A view if the sample's would be one."""
-    shape = logical_shape(other, in_dims[1])
-    return (x.reshape(shape), None) if in_dims[0] is None else _reshaper("reshape")(info, in_dims, x, shape)
+    with info.pushed():
+        return x.reshape(other.shape)
 
 
 @pack.logical(torch.Tensor.unflatten)

@@ -162,6 +162,12 @@ def fill(info, in_dims, x, value):
     return aten.fill.Scalar(x, value), in_dims[0]
 
 
+@pack.rule(aten.fill_.Scalar)
+def fill_(info, in_dims, x, value):
+    """(*), number -> (*) in place, also where elements share memory."""
+    return x.fill_(value), in_dims[0]
+
+
 @pack.rule(aten.fill.Tensor)
 def fill_tensor(info, in_dims, x, value):
     """(*), () -> (*)."""

@@ -9,7 +9,7 @@ import torch
 from ..dispatch.gathered import gathered
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
-from ..rulekit.rule import Rule, RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import named_aten as aten
 
@@ -43,11 +43,11 @@ def expand(info, in_dims, x, size, *, implicit=False):
     return x.expand(x.shape[0], *size), 0
 
 
-@pack.rule(aten.expand_as.default)
-def expand_as(info, in_dims, x, other):
-    """(*), (*size) -> (*size)."""
-    size = logical_shape(other, in_dims[1])
-    return (x.expand(size), None) if in_dims[0] is None else expand(info, in_dims, x, size)
+@pack.logical(aten.expand_as.default)
+def expand_as(info, x, other):
+    """(*), (*size) -> (*size). A view of x alone: of one that all samples share, too."""
+    with info.pushed():
+        return x.expand(other.shape)
 
 
 @pack.rule(aten.permute.default)
@@ -231,6 +231,10 @@ def unfold(info, in_dims, x, dimension, size, step):
 def movedim(info, in_dims, x, source, destination):
     """(*) -> (*), some dims moved."""
     bdim, rank = in_dims[0], x.ndim - 1
+    if not rank:
+        for d in (*source, *destination):
+            wrap_dim(d, 0)
+        return aten.alias.default(x), bdim
     x = to_front(x, bdim)
     return x.movedim(physical_dims(source, rank), physical_dims(destination, rank)), 0
 
@@ -265,14 +269,31 @@ pack.family(
     aten.alias.default,
     aten.detach.default,
     aten._conj.default,
-    aten.conj.default,
     aten._neg_view.default,
-    aten.resolve_conj.default,
-    aten.resolve_neg.default,
-    aten.real.default,
     aten.imag.default,
     aten.lift_fresh.default,
     aten.lift.default,
+)
+
+
+def _itself(op: Any) -> Rule:
+    """Make the rule of an operator that returns its argument where there is nothing to do: ``x.real``."""
+    emit = emitter(op)
+
+    def itself(info: Any, in_dims: Any, x: Any) -> Any:
+        return emit(x), in_dims[0]
+
+    return may_return_self(itself)
+
+
+pack.family(
+    _itself,
+    aten.real.default,
+    aten.conj.default,
+    aten.conj_physical.default,
+    aten.positive.default,
+    aten.resolve_conj.default,
+    aten.resolve_neg.default,
 )
 
 

@@ -295,6 +295,16 @@ def returns_view(op: OpOverload) -> bool:
     )
 
 
+def may_return_argument(op: OpOverload) -> bool:
+    """Tell whether an overload may return its argument, or a view of it; of what is made of others no schema says it."""
+    named = op._schema.name.partition("::")[2] in _MAY_RETURN_ARGUMENT
+    return named or returns_view(op) or any(r.alias_info is not None for r in op._schema.returns)
+
+
 _SHARE_MEMORY = {
     "conj_physical", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "type_as", "resize_as", "_unsafe_view", "lift",
+}  # fmt: skip
+_MAY_RETURN_ARGUMENT = {
+    "alpha_dropout", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "cartesian_prod", "dropout", "einsum",
+    "feature_alpha_dropout", "feature_dropout", "meshgrid", "sum_to_size", "to_dense",
 }  # fmt: skip
