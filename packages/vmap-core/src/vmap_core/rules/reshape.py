@@ -72,7 +72,7 @@ pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 
 
 def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
-    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
+    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one; the same tensor for one dim."""
     rank = x.ndim - 1
     start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
     if start > end:

@@ -274,24 +274,12 @@ pack.family(
     aten.lift_fresh.default,
     aten.lift.default,
 )
-
-
-def _itself(op: Any) -> Rule:
-    """Make the rule of an operator that returns its argument where there is nothing to do: ``x.real``."""
-    emit = emitter(op)
-
-    def itself(info: Any, in_dims: Any, x: Any) -> Any:
-        return emit(x), in_dims[0]
-
-    return may_return_self(itself)
-
-
 pack.family(
-    _itself,
-    aten.real.default,
+    lambda op: may_return_self(_same_dims(op).function),  # ``x.conj() is x`` where x is real
     aten.conj.default,
     aten.conj_physical.default,
     aten.positive.default,
+    aten.real.default,
     aten.resolve_conj.default,
     aten.resolve_neg.default,
 )

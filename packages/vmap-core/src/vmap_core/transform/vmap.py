@@ -30,6 +30,7 @@ from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
 from .python_random import code_of, first_call, looked_at
+from .subclasses import overridden, refuse_overriding
 
 __all__ = ["vmap"]
 
@@ -147,8 +148,10 @@ def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> 
     inputs = []
     for a, d in zip(args, dims):  # noqa: B905  # dims may repeat for ever
         if d is not None:
-            kind = type(a)
-            if not isinstance(a, Tensor) or (kind is not Tensor and kind is not BatchedTensor and a.is_nested):
+            kind: Any = type(a)
+            if not isinstance(a, Tensor):
+                return None
+            if kind is not Tensor and kind is not BatchedTensor and (a.is_nested or overridden(kind)):
                 return None
             try:
                 shape = a.shape
@@ -378,6 +381,8 @@ def _batch_size(leaves: list[Any], dims: list[Any], axis_size: int | None) -> in
             f"vmap: an input, at {user_location()}, is a nested tensor, whose samples differ in size. Instead: pad it "
             f"(torch.nested.to_padded_tensor), and map over the lengths beside it."
         )
+    for leaf, _ in mapped:
+        refuse_overriding(leaf)
     sizes = [leaf.shape[d] for leaf, d in mapped]
     if axis_size is not None:
         sizes.append(axis_size)
