@@ -96,11 +96,14 @@ class Draw:
         self._run(inputs, [])
         body: list[Statement] = []
         leaves: list[str] = []
+        grad = self.random.random() < 0.8  # differentiate by grad(); else by backward(), for leaves
         if self.random.random() < 0.3:
             for i in inputs:
                 if i.dtype.is_floating_point and self.random.random() < 0.7:
                     name = f"v{len(self.known)}"
-                    made = self.random.choice((f"{i.name}.clone()", f"{i.name}.detach()", f"({i.name} * 1)"))
+                    made = self.random.choice(
+                        (f"{i.name}.detach()", f"{i.name}.clone()", f"({i.name} * 1)")[: 3 if grad else 1]
+                    )
                     self._try(inputs, body, Statement(f"{name} = {made}.requires_grad_()", "requires_grad_()"))
                     leaves.append(name)
         for _ in range(12 * count):
@@ -110,7 +113,7 @@ class Draw:
             if len(body) >= count:
                 break
         if leaves:
-            self._gradients(inputs, body, leaves)
+            self._gradients(inputs, body, leaves, grad)
         return body, [name for name in self.known if name[0] == "v"] or [inputs[0].name]
 
     def _try(self, inputs: tuple[Input, ...], body: list[Statement], statement: Statement) -> bool:
@@ -156,7 +159,7 @@ class Draw:
             return None
         return Statement(f"v{len(self.known)} = {text}" if family in EXPRESSIONS else text, template)
 
-    def _gradients(self, inputs: tuple[Input, ...], body: list[Statement], leaves: list[str]) -> None:
+    def _gradients(self, inputs: tuple[Input, ...], body: list[Statement], leaves: list[str], grad: bool) -> None:
         """Add statements that differentiate what has been made."""
         made = [name for name, x in self.known.items() if x.requires_grad and name not in leaves]
         if not made:
@@ -166,15 +169,15 @@ class Draw:
             for name in self.random.sample(made, min(len(made), 2))
         )
         first = len(self.known)
-        if self.random.random() < 0.2:
-            if self._try(inputs, body, Statement(f"({total}).backward()", "backward()")):
+        if not grad:
+            if self._try(inputs, body, Statement(f"({total}).backward(retain_graph=True)", "backward()")):
                 for k, leaf in enumerate(leaves):
                     self._try(inputs, body, Statement(f"v{first + k} = {leaf}.grad", "{x}.grad"))
             return
-        again = ", create_graph=True" if self.random.random() < 0.4 else ""
+        again = self.random.choice((", create_graph=True", ", retain_graph=True", ""))
         found = ", ".join(f"v{first + k}" for k in range(len(leaves)))
         text = f"{found}, = torch.autograd.grad({total}, ({', '.join(leaves)},), materialize_grads=True{again})"
-        if self._try(inputs, body, Statement(text, "grad")) and again:
+        if self._try(inputs, body, Statement(text, "grad")) and "create" in again:
             text = f"v{first + len(leaves)}, = torch.autograd.grad((v{first} ** 2).sum(), ({leaves[0]},), materialize_grads=True)"
             self._try(inputs, body, Statement(text, "grad of grad"))
 

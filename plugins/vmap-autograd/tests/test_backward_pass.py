@@ -181,3 +181,40 @@ def test_anomaly_mode_and_graph_metadata():
 
     with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
         torch.testing.assert_close(vmap(f)(X), X)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_each_element_of_an_expanded_leaf_has_its_own_gradient(dim):
+    def f(x, mask):
+        leaf = x.T.expand(5, 3, 2).detach().requires_grad_()
+        out = leaf.masked_fill(mask, 1.0) * torch.arange(30.0).reshape(5, 3, 2)
+        return torch.autograd.grad(out.sum(), leaf)[0]
+
+    x, mask = torch.randn(4, 2, 3), torch.zeros(4, 3, 2, dtype=torch.bool)
+    mask[0, 1] = True
+    expected = torch.stack([f(*sample) for sample in zip(x, mask, strict=True)])
+    assert torch.equal(vmap(f, in_dims=dim)(x.movedim(0, dim), mask.movedim(0, dim)), expected)
+
+
+def test_a_leaf_of_each_inner_sample_in_a_batch_that_lies_across_the_outer_one():
+    def f(x, y):
+        leaf = x.detach().requires_grad_()
+        return (
+            torch.autograd.grad((leaf.masked_fill(torch.zeros(3, dtype=torch.bool), 1.0) ** 2).sum(), leaf)[0] + 0 * y
+        )
+
+    x, y = torch.randn(2, 3, 1).transpose(0, 1), torch.zeros(2)
+    mapped = vmap(vmap(vmap(f, in_dims=(None, 0)), in_dims=(0, None)), in_dims=(0, None))
+    torch.testing.assert_close(mapped(x, y), (6 * x)[:, :, None].expand(3, 2, 2, 1))
+
+
+def test_a_view_of_a_leaf_keeps_its_graph_when_what_the_leaf_was_detached_from_is_written_to():
+    def f(x):
+        leaf = x.detach().requires_grad_()
+        first = leaf[0]
+        x.mul_(2)
+        return torch.autograd.grad(first**2, leaf)[0]
+
+    x = torch.randn(3, 2)
+    expected = torch.stack([f(row) for row in x.clone()])
+    assert torch.equal(vmap(f)(x.clone()), expected)

@@ -41,11 +41,13 @@ def is_outermost(value: Any, bdim: int) -> bool:
 def samples_first(value: Any, bdim: int) -> Any:
     """Return a physical tensor as one with the batch dim first, also in memory.
 
-    The dims of a sample keep their order in memory; those along which it is expanded stay expanded.
+    The dims of a sample keep their order in memory; those along which it is expanded stay expanded, unless it is
+    differentiated: each of its elements has a gradient and a tangent of its own.
     """
     shape, steps = value.shape, value.stride()
     dims = [d for d in range(value.ndim) if d != bdim]
-    expanded = [d for d in dims if not steps[d] and shape[d] > 1]
+    differentiated = value.requires_grad or dual_level() >= 0 or transforms_active()
+    expanded = [] if differentiated else [d for d in dims if not steps[d] and shape[d] > 1]
     for d in expanded:
         value = value.narrow(d, 0, 1)
     order = sorted(dims, key=lambda d: -steps[d])

@@ -125,7 +125,8 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
         value.requires_grad_(False)
         return x
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
-    become(x, own._value, own._bdim, own._origin)
+    # Detached, for its own views are made again of its base, which has no graph, once that is written to.
+    become(x, own._value.detach(), own._bdim, own._origin)
     make_leaf(x)
     return x
 
