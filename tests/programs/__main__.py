@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = {o.seed: o for o in reversed(outcomes) if o.verdict.kind in WRONG}
     for o in list(reversed(wrong.values()))[: options.shrink]:
         smallest = program(o.seed)
-        if o.verdict.kind == "differs":
+        if judge(smallest, o.mode).kind == "differs":
             smallest = shrink(smallest, lambda p, mode=o.mode: judge(p, mode))  # type: ignore[misc]
         print(
             f"\n# == seed {o.seed}, {o.mode}: {o.verdict.kind} {o.verdict.what} {o.verdict.detail}\n{smallest.source()}"

@@ -41,6 +41,7 @@ class Draw:
         known: the tensors so far, by name, of one sample.
         shared: names of inputs that all samples share.
         near: the tensor that dims, shapes and indices are of.
+        written: the statement writes to it.
     """
 
     def __init__(self, source: random.Random) -> None:
@@ -48,6 +49,7 @@ class Draw:
         self.known: dict[str, Tensor] = {}
         self.shared: set[str] = set()
         self.near = torch.ones(())
+        self.written = False
         depth = self.weighted({1: 70, 2: 22, 3: 8})
         self.batch = tuple(self.weighted({0: 1, 1: 3, 2: 8, 3: 5}) for _ in range(depth))
         self.sizes = [source.choice((1, 2, 3, 5)), source.choice((1, 2, 2, 3, 3)), 0 if source.random() < 0.1 else 2]
@@ -118,9 +120,9 @@ class Draw:
 
     def _try(self, inputs: tuple[Input, ...], body: list[Statement], statement: Statement) -> bool:
         """Add a statement to the program if it runs, and all numbers stay moderate."""
-        if "as_strided" in statement.text and any(
-            _share(self.known[i.name], self.near) for i in inputs if not i.is_apart()
-        ):
+        mixed = [self.known[i.name] for i in inputs if not i.is_apart()]
+        viewed = [self.known[name] for name in statement.mentioned() & set(self.known)]
+        if "as_strided" in statement.text and any(_share(a, b) for a in mixed for b in viewed):
             return False  # it would see other samples
         if _asks(statement) and any("_scatter(" in s.text for s in body):
             return False  # what is not kept: docs/design.md, How samples lie in memory
@@ -153,6 +155,7 @@ class Draw:
     def _statement(self) -> Statement | None:
         family = self.weighted(EXPRESSIONS | STATEMENTS)
         template = self.random.choice(family)
+        self.written = "{w}" in template
         try:
             text = re.sub(r"{(\w+)}", lambda m: str(getattr(self, f"a_{m[1]}")()), template)
         except (IndexError, ValueError):  # there is no such tensor, or no such dim
@@ -201,8 +204,10 @@ class Draw:
         """Return the name of any tensor: more often one that fits, and now and then a number in its place."""
         if self.random.random() < 0.03:
             return self.a_number()
-        fit = [name for name, x in self.known.items() if _fit(x.shape, self.near.shape)]
-        return self.random.choice(fit if fit and self.random.random() < 0.7 else list(self.known))
+        # What is written to may be read as well, but not by another view: in which order is not told.
+        known = {n: x for n, x in self.known.items() if x is self.near or not (self.written and _share(x, self.near))}
+        fit = [name for name, x in known.items() if _fit(x.shape, self.near.shape)]
+        return self.random.choice(fit if fit and self.random.random() < 0.7 else list(known))
 
     def a_z(self) -> str:
         """Return the name of a tensor that shares no memory with the one before: where it matters in which order is written."""

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,10 @@ def _judge(program: Program, mode: str) -> Verdict:
     for seed in (program.seed, program.seed + 1)[: 1 + (mode == "captured")]:
         facts: list[Any] = []
         try:
-            expected = _outputs(program, _loop(program, facts, apart=mode == "gradients"), seed, mode)
+            expected = _outputs(program, _loop(program, facts, seed, mode == "gradients"), seed, mode)
+            if 0 in program.sizes:  # what raises for a sample may raise for none
+                one = replace(program, sizes=tuple(max(n, 1) for n in program.sizes))
+                _outputs(one, _loop(one, [], seed, mode == "gradients"), seed, mode)
         except Raised as raised:
             expected = raised
         mapped.clear()
@@ -110,17 +113,18 @@ def _mapped(program: Program, facts: list[Any]) -> Callable[..., Any]:
     return run
 
 
-def _loop(program: Program, facts: list[Any], apart: bool) -> Callable[..., Any]:
+def _loop(program: Program, facts: list[Any], seed: int, apart: bool) -> Callable[..., Any]:
     """Return the loop; where it has no samples, what gives results of the shapes that it would stack.
 
     Args:
         program: what is run.
         facts: where it puts what it learns of memory.
+        seed: of the values of inputs.
         apart: whether samples are to have memory apart: for autograd a write to one is a write to all that share it.
     """
     function, sizes = program.function(facts), program.sizes
     if 0 in sizes:
-        return lambda *_: _empty(program, function)
+        return lambda *_: _empty(program, function, seed)
 
     def over(*args: Tensor) -> tuple[Tensor, ...]:
         results = [
@@ -141,8 +145,8 @@ def _sample(x: Tensor, dims: tuple[int | None, ...], place: tuple[int, ...], apa
     return x
 
 
-def _empty(program: Program, function: Callable[..., Any]) -> tuple[Tensor, ...]:
-    one = [i.sample(tuple(max(n, 1) for n in program.sizes), 0) for i in program.inputs]
+def _empty(program: Program, function: Callable[..., Any], seed: int) -> tuple[Tensor, ...]:
+    one = [i.sample(tuple(max(n, 1) for n in program.sizes), seed) for i in program.inputs]
     sizes, last = program.sizes, program.out_dim == -1
     return tuple(o.new_empty((*o.shape, *reversed(sizes)) if last else (*sizes, *o.shape)) for o in function(*one))
 

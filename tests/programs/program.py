@@ -58,7 +58,8 @@ class Input:
         elif self.dtype is torch.int64:
             numbers = [draw.randrange(-3, 5) for _ in range(count)]
         else:
-            numbers = [(k - count // 2) / 8 for k in draw.sample(range(count), count)]  # no two are the same
+            # no two are the same, and none is zero: it would hide how often it is added
+            numbers = [(k - count // 2 or count) / 8 for k in draw.sample(range(count), count)]
             if self.dtype.is_complex:
                 numbers = [complex(n, draw.randrange(-8, 9) / 4) for n in numbers]
         laid_out = torch.tensor(numbers, dtype=self.dtype).reshape([shape[d] for d in order])

@@ -159,8 +159,8 @@ WRITES = """
 {w}.swapaxes_({d}, {d})
 {w}.as_strided_(({n},), (1,))
 torch.add({w}, {y}, out={w})
-torch.mul({y}, {y}, out={w})
-torch.neg({y}, out={w})
+torch.add({w}, {number}, out={w})
+torch.neg({w}, out={w})
 """
 
 FRESH = """
@@ -208,7 +208,7 @@ ELEMENTWISE = """
 {x} % {number}
 {x} % {y}
 {x} ** 2
-{x} ** {y}
+{x}.abs() ** {y}
 2 ** {x}
 -{x}
 ~{x}

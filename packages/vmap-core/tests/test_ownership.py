@@ -1,5 +1,7 @@
 """In-place operations: tensors made inside are promoted with their views, tensors from outside are refused."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -188,6 +190,29 @@ def test_the_derivative_of_an_inplace_operation_on_what_it_overwrites(name):
     assert check_rule(function, torch.rand(4) * 0.8 + 0.1)
 
 
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_written_to_itself(sizes, batch):
+    def f(x):
+        x.sub_(x, alpha=2)
+        x.addcmul_(x.flatten(0, 0), x)
+        return x.lerp_(x, 0.5)
+
+    for order in itertools.permutations(range(len(sizes) + 1)):
+        for dim in range(len(sizes) + 1):
+            shape = (*sizes[:dim], batch, *sizes[dim:])
+            x = torch.randn([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+            expected = torch.stack([f(row) for row in x.clone().unbind(dim)])
+            torch.testing.assert_close(vmap(f, in_dims=dim)(x), expected)
+
+
+def test_an_expanded_tensor_from_outside_gets_its_values_back():
+    shared = torch.ones(2)
+    with pytest.raises(InplaceError, match=r"shape \(3, 2\) from outside"):
+        vmap(lambda x: shared.expand(3, 2).zero_() + x)(torch.ones(2))
+    assert torch.equal(shared, torch.ones(2))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -211,3 +236,17 @@ def test_a_view_reshaped_in_place_stays_a_view(change, first):
     expected = [torch.stack(parts) for parts in zip(*(f(row) for row in x), strict=True)]
     for got, wanted in zip(vmap(f)(x), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_out_is_not_differentiated():
+    x = torch.randn(3, 2, requires_grad=True)
+    for run in (
+        vmap(lambda row: torch.add(row, 1, out=torch.zeros(2))),
+        lambda x: torch.add(x, 1, out=torch.zeros(3, 2)),
+    ):
+        with pytest.raises(
+            RuntimeError, match=r"add\(\): functions with out=... arguments don't support automatic diff"
+        ):
+            run(x)
+        with torch.no_grad():
+            assert torch.equal(run(x), x + 1)

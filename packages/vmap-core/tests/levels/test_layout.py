@@ -30,6 +30,7 @@ MADE = {
     "solution": lambda x: torch.linalg.solve(W + 5 * torch.eye(4), x),
     "cumulated": lambda x: x.cumsum(0),
     "one dim": lambda x: x.sum(0),
+    "scattered into a copy": lambda x: x.T.masked_scatter(torch.eye(4, dtype=torch.bool), x),
     "itself": lambda x: x,
     "a copy": torch.clone,
 }
@@ -134,6 +135,27 @@ def test_gradients(made, dim):
     (got,) = torch.autograd.grad(vmap(f, in_dims=dim)(x).sum(), x)
     (expected,) = torch.autograd.grad(loop(f, x, dim).sum(), x)
     torch.testing.assert_close(got, expected)
+
+
+def test_gradients_of_what_is_written_to_after_its_samples_were_laid_out():
+    def f(index, x):
+        y = x[index]
+        z = y * 3
+        y.reshape(-1)
+        y.relu_()
+        return y + z
+
+    index = torch.tensor([[0, 1], [0, 0], [1, 0]])[..., None]
+    x = torch.tensor([[-0.125, -0.25], [0.5, 0.125]], requires_grad=True)
+    weights = torch.arange(12.0).reshape(3, 2, 1, 2)
+    expected = torch.stack([f(i, x) for i in index])
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        laid_out = index.permute(order).contiguous().permute([order.index(d) for d in range(3)])
+        for dim in range(3):
+            out = vmap(f, in_dims=(dim, None))(laid_out.movedim(0, dim), x)
+            assert torch.equal(out, expected)
+            assert torch.equal(torch.autograd.grad((out * weights).sum(), x)[0], gradient)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])

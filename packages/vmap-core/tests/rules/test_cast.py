@@ -43,6 +43,7 @@ CASES = {
     "copy_into_owned": lambda x, b, i: torch.zeros(4, 5).copy_(x),
     "copy_casts": lambda x, b, i: torch.zeros(4, 5, dtype=torch.int).copy_(x),
     "copy_plain": lambda x, b, i: x.clone().copy_(D),
+    "copy_number": lambda x, b, i: x.clone().copy_(2.5),
     "data": lambda x, b, i: x.data * 2,
     "sparse": lambda x, b, i: x.to_sparse().to_dense(),
 }

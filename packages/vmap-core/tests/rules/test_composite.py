@@ -25,6 +25,8 @@ CASES = {
     "block_diag": (torch.block_diag, X, V, torch.tensor(3.0), torch.ones(1, 1)),
     "block_diag of one": (torch.block_diag, X),
     "block_diag of dtypes": (torch.block_diag, X, torch.arange(3)),
+    "block_diag with a scalar of another dtype": (torch.block_diag, X, torch.tensor(3.0, dtype=torch.double)),
+    "block_diag of scalars of dtypes": (torch.block_diag, torch.tensor(3.0), torch.tensor(3.0, dtype=torch.double)),
     "renorm": (torch.renorm, X, 2, 0, 1.0),
     "renorm, p of 1": (torch.renorm, X.reshape(2, 2, 5), 1, -1, 0.7),
     "renorm of what is short": (torch.renorm, X, 2, 1, 1e3),

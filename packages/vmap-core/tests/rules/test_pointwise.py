@@ -23,6 +23,10 @@ CASES = {
     "where of numbers": (lambda c: torch.where(c, 1.0, -1.0), X > 0),
     # PyTorch's pointwise tag alone brings these.
     "add": (lambda x, y: torch.add(x, y, alpha=2), X, V),
+    "add of a number times alpha": (lambda x: torch.add(x, 2, alpha=3), X),
+    "floor_divide": (torch.floor_divide, X, V),
+    "floor_divide by a number": (lambda x: x // 0.5, X),
+    "sub of a float times alpha": (lambda x: torch.sub(x, 1.5, alpha=2), X),
     "add of a scalar": (torch.add, X, S),
     "add to more dims": (torch.add, V, X),
     "mul by a number": (torch.mul, X, 2),

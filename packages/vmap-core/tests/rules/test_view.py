@@ -50,6 +50,7 @@ VIEWS = {
     "unfold": (lambda x: x.unfold(1, 2, 1), X),
     "unfold of a scalar": (lambda x: x.unfold(0, 1, 1), S),
     "movedim": (lambda x: x.movedim(0, -1), X),
+    "movedim of a scalar": (lambda x: x.movedim(0, -1), X[0, 0, 0]),
     "movedim, dims": (lambda x: x.movedim((0, 1), (2, 0)), X),
     "moveaxis": (lambda x: x.moveaxis(-1, 0), X),
     "as_strided": (lambda x: x.as_strided((2, 2), (4, 1)), V.repeat(2)),

@@ -23,8 +23,19 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 @pack.composite(aten.huber_loss.default)
 def huber_loss(x, target, reduction=1, delta=1.0):
     """(*), (*) -> (*) or (), in the dtype of the first."""
-    z = (x - target).abs()
+    z = (x - target.to(torch.promote_types(x.dtype, target.dtype))).abs()
     return reduce(torch.where(z <= delta, 0.5 * z * z, delta * (z - 0.5 * delta)).to(x.dtype), reduction)
+
+
+@pack.composite(aten.soft_margin_loss.default)
+def soft_margin_loss(x, target, reduction=1):
+    """(*), (*) -> (*) or (), in the dtype of the first."""
+    if target.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "The function 'soft_margin_loss' is not differentiable with respect to argument 'target'. This input cannot have "
+            "requires_grad True."
+        )
+    return reduce((-x).mul_(target).exp().log1p(), reduction)
 
 
 @pack.composite(aten.glu.default)

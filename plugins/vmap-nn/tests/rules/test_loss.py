@@ -17,6 +17,9 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("x", [X, X[0], X[0, 0], X[:, :1]], ids=["matrix", "row", "scalar", "column"])
 def test_huber_loss(x, reduction):
     check_call(lambda x, y: F.huber_loss(x, y, reduction=reduction, delta=0.7), x, x.flip(0) if x.ndim else x * 3)
+    for target in (x.double() * 2, x > 0, (x * 3).long()):  # the result is of the first dtype
+        check_call(lambda x, y: F.huber_loss(x, y, reduction=reduction), x, target, dtypes=(), gradients=False)
+        check_call(lambda x, y: F.soft_margin_loss(x, y, reduction=reduction), x, target, dtypes=(), gradients=False)
 
 
 @REDUCTIONS

@@ -94,9 +94,12 @@ def _match(
     ``("d", value)`` default. Keyword-only arguments follow as ``("=", (schema name, call's name))``.
     """
     schema = op._schema.arguments
-    positional = [a for a in schema if not a.kwarg_only]
-    keyword_only = [a for a in schema if a.kwarg_only]
     given = dict(kwargs)
+    named = [
+        a.kwarg_only or (a.name == "alpha" and "alpha" in given) for a in schema
+    ]  # torch.sub(x, 2, 3) has it second
+    positional = [a for a, by_name in zip(schema, named, strict=True) if not by_name]
+    keyword_only = [a for a, by_name in zip(schema, named, strict=True) if by_name]
     sources: list[tuple[str, Any]] = []
     packed = False
     at = next((i for i, a in enumerate(positional) if a.name == "self"), 0) if method else 0

@@ -104,7 +104,7 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     with torch.no_grad():
         for t, old in zip(outside, before, strict=True):
             if t.shape != old.shape or _changed(t, old):
-                t.copy_(old)
+                _put_back(t, old)
                 raise _shared_update(level, op, t)
 
 
@@ -113,6 +113,14 @@ def _from_outside(level: Level, t: Any) -> Any:
     if type(t) is not BatchedTensor or t._level is not level:
         return t
     return t._value if t._bdim is None and type(t._origin) is not Origin else None
+
+
+def _put_back(t: Any, old: Any) -> None:
+    """Give a tensor its values again; where it is expanded, elements are one in memory."""
+    for d, step in enumerate(t.stride()):
+        if not step and t.shape[d] > 1:
+            t, old = t.narrow(d, 0, 1), old.narrow(d, 0, 1)
+    t.copy_(old)
 
 
 def _changed(new: Any, old: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..errors import function_name
 from ..levels import ownership
 from ..levels.args import any_batched
+from ..levels.containers import leaves
 from ..levels.level import Level, call
 from ..torch_compat.operators import OpOverload, is_random
 from . import inplace
@@ -35,6 +38,11 @@ def out_run(func: Any, names: list[str]) -> Run:
             with inplace.unrepeated(level, func, [out]):
                 run_unbatched(level, args, kwargs)
             return out
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in leaves((args, kwargs))):
+            raise RuntimeError(
+                f"{function_name(functional)}(): functions with out=... arguments don't support automatic differentiation, but "
+                f"one of the arguments requires grad."
+            )
         rest = {k: v for k, v in kwargs.items() if k not in names}
         results = call(level, functional, args, rest)
         if isinstance(out, Tensor):

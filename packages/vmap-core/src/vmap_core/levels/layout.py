@@ -97,10 +97,27 @@ def lay_out(x: BatchedTensor) -> None:
         x._origin = EXACT
     elif value.requires_grad and current() is None and not transforms_active() and dual_level() < 0:
         # gradients may be asked for it, so it has to stay the tensor that it is
-        value.data = samples_first(value.detach(), bdim).movedim(0, bdim)
+        _exchange_memory(value, samples_first(value.detach(), bdim).movedim(0, bdim))
         x._origin = EXACT
     else:
         become(x, samples_first(value, bdim), 0)
+
+
+def _exchange_memory(value: Any, new: Tensor) -> None:
+    """Give a tensor other memory, and its base the same: autograd finds by strides what of the base is written to."""
+    base = value._base
+    if base is not None:
+        left = [(n, s, d) for d, (n, s) in enumerate(zip(value.shape, value.stride(), strict=True)) if n > 1]
+        order = []
+        for n, s in zip(base.shape, base.stride(), strict=True):
+            found = next((entry for entry in left if entry[:2] == (n, s)), None) if n > 1 else None
+            if found is not None:
+                left.remove(found)
+            order.append(found and found[2])
+        if not left and base.numel() == value.numel():
+            strides = [new.numel() if d is None else new.stride(d) for d in order]
+            base.data = new.as_strided(base.shape, strides)
+    value.data = new
 
 
 def settled(out: Any, bdim: Any) -> tuple[Any, Any]:

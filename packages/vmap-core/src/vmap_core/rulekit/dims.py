@@ -68,6 +68,16 @@ def pad_rank(x: Any, bdim: int | None, rank: int) -> Any:
     return x if missing <= 0 else x.reshape(x.shape[0], *(1,) * missing, *x.shape[1:])
 
 
+def below(x: Any, bdim: int, rank: int, to: int) -> Any:
+    """Return ``x`` with ones in front of its logical dims up to ``rank``, its batch dim moved to ``to``.
+
+    By views that keep strides, also of dims of size one: what is written to itself is no overlap in part then.
+    """
+    for _ in range(rank + 1 - x.ndim):
+        x, bdim = x.unsqueeze(0), bdim + 1
+    return x.movedim(bdim, to)
+
+
 def align(args: Sequence[Any], in_dims: Sequence[Any]) -> tuple[list[Any], int]:
     """Bring operands that broadcast against each other to one batch dim.
 

@@ -12,7 +12,7 @@ import torch
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import OpOverload
 from .by_shape import by_shape
-from .dims import align, lie_alike, logical_rank, physical_dims, promote_like_samples
+from .dims import align, below, lie_alike, logical_rank, physical_dims, promote_like_samples
 from .makers import elementwise
 from .rule import Rule
 
@@ -86,8 +86,7 @@ def pointwise_inplace(op: OpOverload) -> Rule:
             if d is None:
                 a = a.unsqueeze(a.ndim - (rank - bdim)) if a.ndim > rank - bdim else a
             else:
-                a = a.movedim(d, 0)
-                a = a.reshape(a.shape[0], *(1,) * (rank + 1 - a.ndim), *a.shape[1:]).movedim(0, bdim)
+                a = below(a, d, rank, bdim)
             aligned.append(a)
         getattr(self, name)(*aligned, **kwargs) if hasattr(self, name) else op(self, *aligned, **kwargs)
         return self, bdim

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import UnsupportedError
 from ..levels.layout import contiguous_strides
-from ..rulekit.dims import ensure_bdim, logical_rank, to_front
+from ..rulekit.dims import below, ensure_bdim, logical_rank, to_front
 from ..rulekit.rule import Rule, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import named_aten as aten
@@ -134,6 +134,4 @@ def _as(x: Any, bdim: int, src: Any, src_bdim: int | None) -> Any:
         short = 0
     if src_bdim is None:
         return src if src.ndim <= rank - bdim else src.reshape(*(1,) * short, *src.shape).unsqueeze(bdim)
-    for _ in range(short):  # unsqueeze, since reshape may give dims of size one other strides: no overlap in part then
-        src = src.unsqueeze(0)
-    return src.movedim(src_bdim + short, bdim)
+    return below(src, src_bdim, rank, bdim)

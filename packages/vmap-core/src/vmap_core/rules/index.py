@@ -255,15 +255,15 @@ def index_fill(info, in_dims, x, dim, index, value):
 
 @pack.rule(aten.one_hot.default)
 def one_hot(info, in_dims, x, num_classes=-1):
-    """(*) -> (*, num_classes)."""
+    """(*) -> (*, num_classes), contiguous."""
+    x = to_front(x, in_dims[0]).contiguous()
     values = every_sample(x)
     if values.numel():
         if int(values.min()) < 0:
             raise RuntimeError("Class values must be non-negative.")
         highest = int(values.max())
         if num_classes == -1:
-            rows = to_front(x, in_dims[0])
-            lowest = int(every_sample(rows.reshape(rows.shape[0], rows.shape[1:].numel()).amax(1)).min())
+            lowest = int(every_sample(x.reshape(x.shape[0], x.shape[1:].numel()).amax(1)).min())
             if lowest != highest:
                 raise DataDependentError(
                     f"vmap: one_hot without num_classes gives results of different sizes ({lowest + 1} to {highest + 1}) "
@@ -274,7 +274,7 @@ def one_hot(info, in_dims, x, num_classes=-1):
             raise RuntimeError("Class values must be smaller than num_classes.")
     elif num_classes <= 0:
         raise RuntimeError("Can not infer total number of classes from empty tensor.")
-    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long(), in_dims[0]
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long(), 0
 
 
 @pack.rule(aten.embedding.default)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..levels.layout import samples_first
-from ..rulekit.dims import ensure_bdim, physical_dim, to_front
+from ..rulekit.dims import ensure_bdim, physical_dim, promote_like_samples, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
@@ -72,6 +72,7 @@ def _inner(info: Any, in_dims: Any, x: Any, y: Any) -> Any:
     x_bdim, y_bdim = in_dims
     x, y = ensure_bdim(x, x_bdim, info.batch_size), ensure_bdim(y, y_bdim, info.batch_size)
     if x.ndim == 1 or y.ndim == 1:
+        x, y = promote_like_samples((x, y), (0, 0))
         wide, narrow = (y, x) if x.ndim == 1 else (x, y)
         return wide * narrow.reshape(-1, *(1,) * (wide.ndim - 1)), 0
     flat_x = x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1])

@@ -9,6 +9,8 @@ pack = RulePack("core.pointwise")
 pack.family(
     pointwise,
     aten.complex.default,
+    aten.floor_divide.Scalar,
+    aten.floor_divide.default,
     aten.polar.default,
     aten.rsub.Scalar,
     aten.rsub.Tensor,

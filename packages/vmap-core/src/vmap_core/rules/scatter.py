@@ -105,7 +105,7 @@ def masked_fill(info, in_dims, x, mask, value):
 
 @pack.rule(aten.masked_scatter.default)
 def masked_scatter(info, in_dims, x, mask, source):
-    """(*), bool (*), (*s) -> (*): elements of the source, in order, where the mask is true."""
+    """(*), bool (*), (*s) -> (*): elements of the source, in order, where the mask is true; contiguous."""
     x_bdim, m_bdim, s_bdim = in_dims
     if x_bdim is None and m_bdim is None:
         x_bdim, x = 0, ensure_bdim(x, None, info.batch_size)
@@ -120,9 +120,9 @@ def masked_scatter(info, in_dims, x, mask, source):
         raise RuntimeError("masked_scatter: expected self and source to have same dtypes but the source has fewer "
                            "elements than the mask has true ones")  # fmt: skip
     if not source.shape[1]:
-        return x.clone(), 0
+        return x.clone(memory_format=torch.contiguous_format), 0
     values = source.gather(1, order.clamp(min=0)).reshape(x.shape)
-    return torch.where(mask, values, x), 0
+    return torch.where(mask, values, x).contiguous(), 0
 
 
 def _triangle(op: Any) -> RuleFunction:
