@@ -93,9 +93,8 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     Raises:
         InplaceError: a tensor's values are other ones now; they are put back.
     """
-    found = (_from_outside(level, t) for t in leaves(targets) if t is not None)
-    outside = [t for t in found if t is not None]
-    if not outside or random or level.batch_size == 1:
+    outside = [t for t in (_outside(level, t) for t in leaves(targets)) if t is not None]
+    if not outside or random or level.is_one:
         yield
         return
     with torch.no_grad():
@@ -108,19 +107,19 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
                 raise _shared_update(level, op, t)
 
 
-def _from_outside(level: Level, t: Any) -> Any:
-    """Return the tensor that is written to if it comes from outside, also where it was detached inside; else None."""
-    if type(t) is not BatchedTensor or t._level is not level:
-        return t
-    return t._value if t._bdim is None and type(t._origin) is not Origin else None
-
-
 def _put_back(t: Any, old: Any) -> None:
     """Give a tensor its values again; where it is expanded, elements are one in memory."""
     for d, step in enumerate(t.stride()):
         if not step and t.shape[d] > 1:
             t, old = t.narrow(d, 0, 1), old.narrow(d, 0, 1)
     t.copy_(old)
+
+
+def _outside(level: Level, t: Any) -> Any:
+    """Return a tensor whose memory comes from outside the mapped function, as it is there; None for one from inside."""
+    if type(t) is not BatchedTensor or t._level is not level:
+        return t
+    return t._value if t._bdim is None and t._origin is None else None
 
 
 def _changed(new: Any, old: Any) -> bool:
@@ -208,7 +207,7 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
             args, kwargs = arrange(args, kwargs)
         x = args[0]
         if type(x) is not BatchedTensor or x._level is not level:
-            if level.batch_size != 1:
+            if not level.is_one:
                 raise _shared_update(level, op, x)
             return emitter(op)(*args, **kwargs)
         if x._bdim is None and type(x._origin) is Origin:
