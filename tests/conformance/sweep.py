@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import MODES, cases
 from .compare import Outcome, run
-from .known import KNOWN
+from .known import KNOWN, unknown
 
 WORST = ("differs", "error", "fallback", "clean", "skip")
 
@@ -92,7 +92,7 @@ def is_random(op: Any) -> bool:
 
 
 def sweep_one(impl: str, op: Any, modes: tuple[str, ...], limit: int | None, verbose: bool = False) -> dict[str, Any]:
-    """Return, for one entry, the worst outcome of each mode with its first detail, and the number of cases."""
+    """Return, for one entry, the worst outcome of each mode with its first detail, what else was seen, and the number of cases."""
     vmap, dtype = implementation(impl), dtype_of(op)
     if dtype is None:
         return {}
@@ -102,9 +102,12 @@ def sweep_one(impl: str, op: Any, modes: tuple[str, ...], limit: int | None, ver
         if case.mode in ("gradient", "vjp", "jvp", "vectors") and (random or not dtype.is_floating_point):
             continue
         outcome: Outcome = run(vmap, case, random)
-        old = result.setdefault(case.mode, {"verdict": "skip", "detail": "", "cases": 0, "bad": 0})
+        old = result.setdefault(case.mode, {"verdict": "skip", "detail": "", "seen": [], "cases": 0, "bad": 0})
         old["cases"] += outcome.verdict != "skip"
-        old["bad"] += outcome.verdict in ("differs", "error", "fallback")
+        if outcome.verdict in ("differs", "error", "fallback"):
+            old["bad"] += 1
+            if [outcome.verdict, outcome.detail] not in old["seen"]:
+                old["seen"].append([outcome.verdict, outcome.detail])
         if WORST.index(outcome.verdict) < WORST.index(old["verdict"]):
             old["verdict"] = outcome.verdict
             old["detail"] = outcome.detail and f"{outcome.detail} [{case.label}; in_dims {case.levels}]"
@@ -132,11 +135,16 @@ def work(options: argparse.Namespace) -> None:
                 warnings.simplefilter("ignore")
                 result = sweep_one(options.impl, by_name[name], tuple(options.modes), limit)
         except TimeoutError as error:
-            result = {"forward": {"verdict": "error", "detail": str(error), "cases": 1, "bad": 1}}
+            result = _failed(str(error))
         except Exception as error:
-            result = {"forward": {"verdict": "error", "detail": f"sweep: {error!r}"[:300], "cases": 1, "bad": 1}}
+            result = _failed(f"sweep: {error!r}"[:300])
         signal.alarm(0)
         print(json.dumps({"name": name, "result": result}), flush=True)
+
+
+def _failed(detail: str) -> dict[str, Any]:
+    """Return the result of an entry that could not be run to its end: nothing that `known` has."""
+    return {"forward": {"verdict": "error", "detail": detail, "seen": [["error", detail]], "cases": 1, "bad": 1}}
 
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
@@ -161,8 +169,7 @@ def _run_share(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
                 results[message["name"]] = message["result"]
         child.wait()
         if len(results) < len(names):
-            detail = f"the process died ({child.returncode})"
-            results[current] = {"forward": {"verdict": "error", "detail": detail, "cases": 1, "bad": 1}}
+            results[current] = _failed(f"the process died ({child.returncode})")
     return results
 
 
@@ -198,19 +205,19 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
         "",
         summary(results),
         "",
-        not_clean(results, None if options.impl == "torch" else KNOWN),
+        not_clean(results, None if options.impl == "torch" else {name: e.reason for name, e in KNOWN.items()}),
     ]
     return "\n".join(lines) + "\n"
 
 
-def not_clean(results: dict[str, Any], known: dict[str, tuple[set[str], str]] | None = None) -> str:
-    """Return a table of the operators that are not clean, a line for each reason: what ``known`` says, or the first error."""
+def not_clean(results: dict[str, Any], reasons: dict[str, str] | None = None) -> str:
+    """Return a table of the operators that are not clean, a line for each reason: one that is given, or the first error."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name in sorted(results):
         for mode, r in results[name].items():
             if r["verdict"] in ("differs", "error", "fallback"):
                 detail = re.split(r" \[sample|\. |, at /", r["detail"])[0].replace(": vmap: ", ": ")[:120]
-                reason = (known or {}).get(name, (set(), detail))[1]
+                reason = (reasons or {}).get(name, detail)
                 some = "" if r["bad"] == r["cases"] else f" ({r['bad']} of {r['cases']})"
                 found.setdefault((name, r["verdict"], reason), []).append(mode + some)
     lines = ["| operator | verdict | reason | modes |", "| --- | --- | --- | --- |"]
@@ -245,6 +252,9 @@ def main() -> None:
         return
     results = run_all(options)
     print(summary(results))
+    others = [f"{name}: {what}" for name, r in sorted(results.items()) for what in unknown(name, r)]
+    if options.impl == "vmap_core" and others:
+        print("Not in known.py:", *others, sep="\n")
     if options.out:
         Path(options.out).write_text(report(results, options))
         Path(options.out).with_suffix(".json").write_text(json.dumps(results, indent=1))

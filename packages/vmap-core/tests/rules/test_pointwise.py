@@ -34,6 +34,7 @@ CASES = {
     "pow": (torch.pow, X.abs() + 0.5, V),
     "number to a power": (torch.pow, 2, X),
     "clamp": (torch.clamp, X, -0.5, 0.5),
+    "clamp by tensors": (torch.clamp, X, X.flip(0) - 1, X.flip(1) + 1),
     "clamp_max": (torch.clamp_max, X, V - 0.5),
     "lerp": (torch.lerp, X, V, S),
     "addcmul": (torch.addcmul, X, V, S),

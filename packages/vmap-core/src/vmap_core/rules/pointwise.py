@@ -1,7 +1,12 @@
 """Elementwise operators. Those with PyTorch's pointwise tag need no line here: see `_families.default_rule`."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
 from ..rulekit.families import pointwise
-from ..rulekit.rule import RulePack
+from ..rulekit.rule import Rule, RulePack
 from ..torch_compat.operators import named_aten as aten
 
 pack = RulePack("core.pointwise")
@@ -20,3 +25,18 @@ pack.family(
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
 )
+
+
+def _clamp(op: Any) -> Rule:
+    """Make the rule of clamp: PyTorch's backward of a tensor with fewer dims than its bounds fails, so it has as many."""
+    rule = pointwise(op)
+
+    def clamp(info: Any, in_dims: Any, x: Any, *bounds: Any, **kwargs: Any) -> Any:
+        if in_dims[0] is None:
+            x, in_dims = x.expand(info.batch_size, *x.shape), (0, *in_dims[1:])
+        return rule.function(info, in_dims, x, *bounds, **kwargs)
+
+    return replace(rule, function=clamp)
+
+
+pack.family(_clamp, aten.clamp.Tensor)
