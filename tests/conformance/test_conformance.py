@@ -45,7 +45,9 @@ def seen(*found):
 
 def test_what_is_known_is_told_from_what_is_not(monkeypatch):
     shape = Known("differs", "", "shape")
-    monkeypatch.setitem(KNOWN, "op", Entry("why", modes("forward out", SHARED) | modes("sizes", shape), modes("vjp", shape)))
+    monkeypatch.setitem(
+        KNOWN, "op", Entry("why", modes("forward out", SHARED) | modes("sizes", shape), modes("vjp", shape))
+    )
     inplace = "InplaceError: vmap: `other` has more elements than `self` [sample 0]"
     good = seen(
         ("forward", "error", inplace), ("out", "error", inplace), ("sizes", "differs", "shape (2,), expected (3,)"),
