@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from vmap_core import CaptureError
 from vmap_core.extend import (
     BatchedTensor,
-    CaptureError,
     Level,
     UnsupportedError,
     current_levels,

@@ -114,8 +114,12 @@ def scan(info, combine_fn, init, xs, additional_inputs=()):
 
 
 @pack.logical(higher_order.map_impl)
-def map_impl(info, f, xs, pos_args):
-    """``f`` on each slice of ``xs``: a vmap."""
+def map_impl(info, f, xs, pos_args, mutated_arg_indices=()):
+    """``f`` on each slice of ``xs``: a vmap. PyTorch 2.15 tells which arguments the function writes to."""
+    if mutated_arg_indices:
+        raise UnsupportedError(
+            f"vmap: the function of a map, at {user_location()}, writes to its arguments. Instead: let it return what it computes."
+        )
     in_dims = (0,) * len(xs) + (None,) * len(pos_args)
     with info.pushed():
         return vmap(f, in_dims, randomness="error" if info.randomness == "error" else "different")(*xs, *pos_args)
