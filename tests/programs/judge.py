@@ -94,9 +94,11 @@ def _judge(program: Program, mode: str) -> Verdict:
             kind = "refused" if isinstance(raised.error, VmapError) else "error"
             return Verdict(kind, f"{type(raised.error).__name__}: {raised.statement}", str(raised.error))
         replayed = "replayed: " if seed != program.seed else ""
+        if isinstance(expected, Raised) and 0 in program.sizes:  # the loop would run for no sample
+            continue
         if isinstance(expected, Raised):
             return Verdict("permits", expected.statement, f"{replayed}{type(expected.error).__name__}: {expected}")
-        found = difference(expected, got, values=0 not in program.sizes, slack=10 if mode == "gradients" else 1)
+        found = difference(expected, got, values=0 not in program.sizes, slack=10 if mode == "gradients" else 2)
         if found:
             return Verdict("differs", "", replayed + _named(program, found))
         if mode != "captured" and 0 not in program.sizes and not _agree(facts, mapped, program.sizes):
