@@ -8,6 +8,7 @@ from vmap_autograd import checkpoint, functional, torch_func
 from vmap_core import vmap
 
 X = torch.arange(6.0).reshape(2, 3)
+LAYER = torch.nn.Linear(3, 2)
 
 
 def value(x):
@@ -27,8 +28,11 @@ CALLS = {
     checkpoint.recompute_at_levels.target: lambda x: torch.utils.checkpoint.checkpoint(
         torch.sin, x, use_reentrant=False
     ),
+    checkpoint.tell_the_level.target: lambda x: torch.func.functional_call(
+        LAYER, {"weight": torch.zeros(2, 3) + x.sum()}, x
+    ),
 }
-PATCHES = [checkpoint.recompute_at_levels, functional.choose_vmap, *torch_func.PATCHES]
+PATCHES = [checkpoint.recompute_at_levels, checkpoint.tell_the_level, functional.choose_vmap, *torch_func.PATCHES]
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.target)

@@ -52,6 +52,7 @@ from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
+from .transform.swapping import as_now, known_as_swapped, places_of, swapped
 
 __all__ = [
     "BatchInfo",
@@ -70,6 +71,7 @@ __all__ = [
     "VmapError",
     "align",
     "along_dim",
+    "as_now",
     "aten",
     "batch_dims",
     "become",
@@ -90,6 +92,7 @@ __all__ = [
     "find",
     "hookimpl",
     "is_expanded",
+    "known_as_swapped",
     "leaf_level",
     "leaves",
     "logical_rank",
@@ -107,6 +110,7 @@ __all__ = [
     "patch",
     "physical_dim",
     "physical_dims",
+    "places_of",
     "pointwise",
     "product",
     "promote",
@@ -121,6 +125,7 @@ __all__ = [
     "sequential",
     "sequential_vmap",
     "settled",
+    "swapped",
     "to_front",
     "unregister",
     "unrepeated",

@@ -25,6 +25,11 @@ __all__ = [
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    for patch in (checkpoint.recompute_at_levels, functional.choose_vmap, *torch_func.PATCHES):
+    for patch in (
+        checkpoint.recompute_at_levels,
+        checkpoint.tell_the_level,
+        functional.choose_vmap,
+        *torch_func.PATCHES,
+    ):
         patch.install()
     return [grad_rule.pack, accumulate.pack, function.pack, forward_mode.pack, *backward.packs]

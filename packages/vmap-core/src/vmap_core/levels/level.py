@@ -87,11 +87,13 @@ class Level(TorchFunctionMode):
             from the engine are recorded; set while tensors are lowered (see `dispatch.lowering`).
         gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
+        swapped: modules that have other parameters and buffers meanwhile (see `transform.swapping`).
     """
 
     dispatch_keys: Any = None
     modes: Sequence[Any] = ()
     gathered: Sequence[Any] = ()
+    swapped: tuple[Any, ...] = ()
 
     def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""
