@@ -17,6 +17,7 @@ from .errors import (
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
+from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
 from .levels.layout import mapped, settled
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
@@ -59,7 +60,9 @@ __all__ = [
     "BatchedTensor",
     "ComplexGraphError",
     "DataDependentError",
+    "Dims",
     "FallbackError",
+    "GraphNode",
     "InplaceError",
     "Level",
     "OpaqueCodeError",
@@ -110,6 +113,7 @@ __all__ = [
     "patch",
     "physical_dim",
     "physical_dims",
+    "physical_with_dims",
     "places_of",
     "pointwise",
     "product",
@@ -125,6 +129,7 @@ __all__ = [
     "sequential",
     "sequential_vmap",
     "settled",
+    "shows_samples",
     "swapped",
     "to_front",
     "unregister",

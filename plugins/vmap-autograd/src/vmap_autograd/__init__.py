@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import accumulate, backward, checkpoint, forward_mode, function, functional, torch_func
+from . import accumulate, backward, checkpoint, edges, forward_mode, function, functional, torch_func
 from . import grad as grad_rule
 from .jacobians import hessian, jacfwd, jacrev
 from .per_sample import per_sample_grads
@@ -28,6 +28,7 @@ def vmap_rules() -> list[RulePack]:
     for patch in (
         checkpoint.recompute_at_levels,
         checkpoint.tell_the_level,
+        edges.find_node,
         functional.choose_vmap,
         *torch_func.PATCHES,
     ):

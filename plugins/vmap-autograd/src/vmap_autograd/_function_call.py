@@ -71,6 +71,10 @@ class FunctionCall:
         self.ctx = Context()
         self._set_needs(needs)
 
+    def is_at(self, level: Level) -> bool:
+        """Tell whether it was made at a level, or by a call at that one."""
+        return self.level is level or (self.inner is not None and self.inner.is_at(level))
+
     def _seen(self, value: Any, bdim: int | None) -> Any:
         """Return a physical value as the Function's methods see it."""
         return value if bdim is None or value is None else mapped(value, bdim, self.level)

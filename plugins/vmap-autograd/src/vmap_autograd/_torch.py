@@ -39,10 +39,14 @@ StopRecomputation: Any = _checkpoint._StopRecomputationError
 # What functional_call() puts other tensors into a module with.
 REPARAMETRIZE = "torch.nn.utils.stateless._reparametrize_module"
 
+# The node of a tensor, also of a leaf.
+NODE_OF_TENSOR = "torch.autograd.graph._get_grad_fn_or_grad_acc"
+
 VMAP_OF_FUNCTIONAL = "torch.autograd.functional._vmap"
 
 __all__ = [
     "CHECKPOINT_GENERATOR",
+    "NODE_OF_TENSOR",
     "REPARAMETRIZE",
     "SAVES_BY_A_FUNCTION",
     "TAKES_TUPLES",

@@ -18,6 +18,7 @@ from ..errors import InplaceError, user_location
 from ..torch_compat.functorch import enable_inplace_requires_grad, transforms_active
 from ..torch_compat.mode_stack import stack_size
 from .entry import dispatch
+from .graph_node import physical_with_dims
 from .layout import lay_out, samples_first
 from .level import Level
 from .tensor import BatchedTensor, become, make_batched
@@ -147,18 +148,17 @@ def own_samples_at(level: Level, x: Any) -> BatchedTensor:
 
 def make_leaf(x: Any) -> None:
     """Let a tensor with a batch dim at every active level require grad: the physical tensor becomes a leaf."""
-    level = x._level if type(x) is BatchedTensor else None
-    while type(x) is BatchedTensor:
-        x = x._value
+    x, dims = physical_with_dims(x)
     if transforms_active():
         with enable_inplace_requires_grad(True):
             x.requires_grad_()
     else:
         x.requires_grad_()
-    if level is not None:
-        x._vmap_level = level
+    if dims:
+        x._vmap_dims = dims
 
 
 def leaf_level(leaf: Tensor) -> Level | None:
     """Return the level whose function made a physical leaf; None for a leaf from outside every level."""
-    return getattr(leaf, "_vmap_level", None)
+    dims = getattr(leaf, "_vmap_dims", ())
+    return dims[-1][0] if dims else None
