@@ -79,11 +79,9 @@ def promote(level: Level, x: Any, op: object) -> None:
             if level.seen is None or level.seen:
                 refuse_seen(level, x, op)
             value = x._value
-            if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
-                # the leaf stays the same, its samples get memory each
-                value.data = samples_first(value.detach(), x._bdim).movedim(0, x._bdim)
-            return
-        if type(x._origin) is Origin:
+            if not (value.requires_grad and value.is_leaf) or level.batch_size == 1 or value.stride(x._bdim):
+                return  # else a leaf for every sample, of memory from outside (see `requires_grad_`)
+        elif type(x._origin) is Origin:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
             assert type(origin) is Origin
@@ -114,8 +112,8 @@ def expanded(value: Any, batch_size: int) -> Any:
 def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
     """``x.requires_grad_()`` inside a mapped function: per-sample gradients need one leaf per sample.
 
-    A detached or new unbatched tensor becomes a batched leaf, expanded without a copy, so that autograd keeps the
-    samples' gradients apart.
+    An unbatched tensor becomes a batched leaf, so that autograd keeps the samples' gradients apart: one that was made
+    inside and may be written to is promoted, a detached one from outside is expanded without a copy.
     """
     if type(x) is not BatchedTensor or x._level is not level:
         return x.requires_grad_(requires_grad)
@@ -125,10 +123,27 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
     if not requires_grad:
         value.requires_grad_(False)
         return x
+    own_memory_at(level, x)
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
     become(x, own._value, own._bdim, own._origin)
     make_leaf(x)
     return x
+
+
+def own_memory(x: Any) -> None:
+    """Promote a tensor at every level that it was made in."""
+    if type(x) is BatchedTensor:
+        dispatch(own_memory, (x,))
+
+
+def own_memory_at(level: Level, x: Any) -> None:
+    """Do it at a level that is off the stack, and at those outside it."""
+    if type(x) is BatchedTensor and x._level is level:
+        if x._bdim is None and type(x._origin) is Origin:
+            promote(level, x, own_memory)
+        own_memory(x._value)
+    else:
+        own_memory(x)
 
 
 def own_samples(x: Any) -> Any:
