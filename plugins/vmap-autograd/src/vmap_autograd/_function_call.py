@@ -108,8 +108,7 @@ class FunctionCall:
         fixed = [id(t) for t in (*self.ctx.non_differentiable, *self.ctx.dirty_tensors)]
         for i in self.out_at:
             if self.per_sample and self.out_dims[i] is None and id(self.outputs[i]) not in fixed:
-                results[i] = results[i].expand(self.level.batch_size, *results[i].shape)
-                self.out_dims[i] = 0
+                results[i], self.out_dims[i] = _repeated(results[i], self.level.batch_size)
         self.extras = self._intermediates()
         return (*(results[i] for i in self.out_at), *map(self._physical, self.extras))
 
@@ -283,6 +282,17 @@ class FunctionCall:
                 f"all samples share, at {user_location()}. Instead: let the output depend on a mapped input."
             )
         return value
+
+
+def _repeated(x: Any, size: int) -> tuple[Any, int]:
+    """Return a result of which every sample is to have its own, and the batch dim.
+
+    It takes no memory before it is viewed or written to (see `vmap_core.levels.layout`), and is no view to autograd, which
+    would refuse to write to a Function's.
+    """
+    if not x.ndim:
+        return x.expand(size).clone(), 0
+    return x.expand(size, *x.shape).movedim(0, 1).detach(), 1
 
 
 def _meta(x: Any) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -79,8 +79,14 @@ def promote(level: Level, x: Any, op: object) -> None:
             if level.seen is None or level.seen:
                 refuse_seen(level, x, op)
             value = x._value
-            if not (value.requires_grad and value.is_leaf) or level.batch_size == 1 or value.stride(x._bdim):
-                return  # else a leaf for every sample, of memory from outside (see `requires_grad_`)
+            if not value.requires_grad:
+                return
+            leaf = value.is_leaf  # asked in any case: only then PyTorch finds the node of a view whose base has been written to
+            if level.batch_size == 1 or value.stride(x._bdim):
+                return
+            if not leaf:
+                lay_out(x)
+                return  # else it is a leaf for every sample, of memory from outside (see `requires_grad_`)
         elif type(x._origin) is Origin:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
