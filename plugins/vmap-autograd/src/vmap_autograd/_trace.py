@@ -112,7 +112,7 @@ class _ForTangents(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not fwd_grad_enabled():
+        if not fwd_grad_enabled() and torch.is_grad_enabled():  # both are off in a Function's forward
             if _reaches_others((args, kwargs), self.inputs):
                 raise UnsupportedError(
                     f"vmap: forward mode is switched off inside a nested jvp, at {user_location()}, for something that "
