@@ -24,6 +24,7 @@ from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
 from .levels.recording import current as current_recorder
+from .levels.sharing import values_around
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
@@ -136,6 +137,7 @@ __all__ = [
     "unrepeated",
     "unwrap",
     "user_location",
+    "values_around",
     "without_autocast_cache",
     "without_modes",
     "wrap",

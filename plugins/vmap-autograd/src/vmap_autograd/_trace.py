@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vmap_core.extend import BatchedTensor, UnsupportedError, leaves, make_leaf, map_leaves, own_samples, user_location
 
+from ._around import watching_around
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
 from ._state import usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
@@ -88,7 +89,7 @@ def trace(
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
-        with within(inputs) if within else contextlib.nullcontext():
+        with within(inputs) if within else contextlib.nullcontext(), watching_around(func, (args, kwargs), name):
             out = func(*args, **kwargs)
         out, aux = split_aux(out, has_aux, name)
     connected = outer and (any(x.requires_grad for x in flat) or _reaches_others(out, inputs))
