@@ -291,3 +291,27 @@ def test_second_derivatives_against_differences(layer, second):
     torch.testing.assert_close(SECOND[second](f)(x), expected, rtol=1e-4, atol=1e-5)
     mapped = vmap(SECOND[second](f))(torch.stack([x.flip(0), x]))
     torch.testing.assert_close(mapped[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vjp_made_under_no_grad_knows_its_graph():
+    """What no_grad hides is the value; the linear map depends on the primal and on what the function holds."""
+    z, w = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.5, 0.25], [1.0, 2.0]))
+    f = lambda v: (v * w).sin().sin()  # noqa: E731
+    one = torch.ones(2, dtype=torch.float64)
+    results = []
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            out, pull = vjp(f, z)
+            _, push = linearize(f, z)
+        assert out.requires_grad == (mode is torch.enable_grad)
+        pulled, pushed = pull(one)[0], push(one)
+        results.append([torch.autograd.grad(r.sum(), (z, w), retain_graph=True) for r in (pulled, pushed)])
+        with torch.no_grad():
+            assert not pull(one)[0].requires_grad and not push(one).requires_grad
+    torch.testing.assert_close(*results)
+
+
+def test_no_graph_of_an_ended_transform_is_left_in_a_result():
+    _, pull = vjp(torch.sin, torch.tensor([0.5, 0.25]))
+    for transform in (jacrev, jacfwd):
+        assert not transform(lambda v: pull(v)[0])(torch.ones(2)).requires_grad
