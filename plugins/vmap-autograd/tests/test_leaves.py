@@ -1,5 +1,7 @@
 """Leaves made inside a mapped function, written to: themselves, their data, views of them taken before or after."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ torch.manual_seed(0)
 D = torch.double
 X = torch.randn(2, 4, 3, dtype=D)
 W = torch.ones(3, dtype=D)
+LAYER = nn.Linear(3, 3, dtype=D)
 
 
 def ones():
@@ -131,3 +134,64 @@ def test_a_leaf_of_memory_from_outside_is_not_written_to(optimizer):
     with pytest.raises(InplaceError, match="comes from outside.*clone"):
         vmap(f)(X[0])
     assert torch.equal(W, torch.ones(3, dtype=D))
+
+
+OPTIMIZERS = {
+    "SGD, its lr": lambda w, n: torch.optim.SGD([w], lr=n, momentum=0.9),
+    "SGD, its weight decay": lambda w, n: torch.optim.SGD([w], lr=0.1, weight_decay=n),
+    "SGD, its momentum": lambda w, n: torch.optim.SGD([w], lr=0.1, momentum=n),
+    "SGD, a group's, foreach": lambda w, n: torch.optim.SGD([{"params": [w], "lr": n}], lr=0.1, foreach=True),
+    "Adam": lambda w, n: torch.optim.Adam([w], lr=n),
+    "AdamW": lambda w, n: torch.optim.AdamW([w], lr=n, weight_decay=0.1, amsgrad=True),
+    "RMSprop": lambda w, n: torch.optim.RMSprop([w], lr=n, momentum=0.9, centered=True),
+    "Adagrad": lambda w, n: torch.optim.Adagrad([w], lr=n),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_numbers_of_an_optimizer_are_each_samples(make):
+    def f(x):
+        layer = copy.deepcopy(LAYER)
+        optimizer = make(layer.weight, x[0].abs() / 10)
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(x).sin().sum().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    torch.testing.assert_close(vmap(f)(X[0]), loop(f)(X[0]))
+    torch.testing.assert_close(vmap(vmap(f))(X), loop(loop(f))(X))
+
+
+MODULES = {
+    "a norm": lambda x: nn.LayerNorm(3, dtype=D)(x).detach(),
+    "a copy": lambda x: gradients(copy.deepcopy(LAYER), x),
+    "a copy of a copy": lambda x: gradients(copy.deepcopy(copy.deepcopy(LAYER)), x),
+    "a sequence": lambda x: gradients(nn.Sequential(copy.deepcopy(LAYER), nn.Tanh(), nn.LayerNorm(3, dtype=D)), x),
+    "a state that is loaded": lambda x: loaded(x)(x).detach(),
+    "statistics": lambda x: statistics(nn.BatchNorm1d(3, dtype=D), x),
+    "an average": lambda x: torch.optim.swa_utils.AveragedModel(loaded(x)).module.weight.detach(),
+}
+
+
+def gradients(module, x):
+    module(x).square().sum().backward()
+    return [p.grad for p in module.parameters()]
+
+
+def loaded(x):
+    module = copy.deepcopy(LAYER)
+    module.load_state_dict({name: v * x[0] for name, v in module.state_dict().items()})
+    return module
+
+
+def statistics(norm, x):
+    norm(torch.stack([x, x * 2, x + 1]))
+    return norm.running_mean
+
+
+@pytest.mark.parametrize("f", MODULES.values(), ids=MODULES)
+def test_modules_made_inside(f):
+    torch.testing.assert_close(vmap(f)(X[0]), loop(f)(X[0]))
+    torch.testing.assert_close(vmap(f)(X[0, :1]), loop(f)(X[0, :1]))
+    torch.testing.assert_close(vmap(vmap(f))(X), loop(loop(f))(X))
