@@ -315,3 +315,26 @@ def test_no_graph_of_an_ended_transform_is_left_in_a_result():
     _, pull = vjp(torch.sin, torch.tensor([0.5, 0.25]))
     for transform in (jacrev, jacfwd):
         assert not transform(lambda v: pull(v)[0])(torch.ones(2)).requires_grad
+
+
+def sparse():
+    places = torch.tensor([[0, 1, 1], [2, 0, 2]])
+    return torch.sparse_coo_tensor(places, torch.tensor([3.0, 4.0, 5.0], dtype=torch.double), (2, 3)).coalesce()
+
+
+OF_SPARSE = {
+    "sum": lambda t: t.grad(lambda x: torch.sparse.sum(x) ** 2)(sparse()),
+    "product": lambda t: t.grad(lambda x: torch.sparse.mm(x, W[:, :2]).square().sum())(sparse()),
+    "made dense": lambda t: t.grad(lambda x: x.to_dense().square().sum())(sparse()),
+    "its values": lambda t: t.grad(lambda x: x.coalesce().values().square().sum())(sparse()),
+    "vjp": lambda t: t.vjp(lambda x: torch.sparse.sum(x) ** 2, sparse())[1](torch.tensor(1.0, dtype=torch.double))[0],
+    "twice": lambda t: t.grad(lambda x: torch.sparse.sum(t.grad(lambda y: torch.sparse.sum(y) ** 2)(x)) ** 2)(sparse()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("of", OF_SPARSE.values(), ids=OF_SPARSE)
+def test_of_a_sparse_tensor(of):
+    ours, theirs = of(vmap_autograd), of(torch.func)
+    assert ours.layout is theirs.layout
+    torch.testing.assert_close(ours.to_dense(), theirs.to_dense())

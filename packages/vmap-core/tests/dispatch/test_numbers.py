@@ -77,3 +77,17 @@ def test_a_tensor_with_dims_is_no_number():
 def test_where_the_operation_is_not_linear_in_it_the_value_is_read():
     with pytest.raises(DataDependentError):
         vmap(lambda x: torch.nn.functional.celu(x, alpha=x[0]))(X[0])
+
+
+@pytest.mark.filterwarnings("ignore::vmap_core.FallbackWarning")
+def test_an_operator_that_writes_to_several_arguments():
+    """The scale of mixed precision, and how long it has grown."""
+
+    def f(x):
+        scale, grown = torch.tensor(4.0), torch.tensor(0, dtype=torch.int32)
+        torch._amp_update_scale_(scale, grown, (x[:1] > 1).float(), 2.0, 0.5, 2)
+        return scale, grown
+
+    scales, grown = vmap(f)(X[0])
+    for i, x in enumerate(X[0]):
+        torch.testing.assert_close((scales[i], grown[i]), f(x))

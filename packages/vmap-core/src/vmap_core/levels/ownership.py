@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InplaceError, user_location
@@ -160,7 +161,9 @@ def own_samples(x: Any) -> Any:
     Where the samples share the tensor, it is expanded without a copy. Autograd then keeps apart what the samples do
     to it: the gradient with respect to the view is per sample, and leads on to the tensor it views.
     """
-    return dispatch(own_samples, (x,)) if stack_size() else x.view_as(x)
+    if stack_size():
+        return dispatch(own_samples, (x,))
+    return x.view_as(x) if x.layout in (torch.strided, torch.jagged) else x.clone()  # a sparse tensor has no views
 
 
 def own_samples_at(level: Level, x: Any) -> BatchedTensor:
