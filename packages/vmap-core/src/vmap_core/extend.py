@@ -4,6 +4,7 @@ from .dispatch.decompose import decompose
 from .dispatch.inplace import unrepeated
 from .dispatch.lowering import run_lowered
 from .dispatch.planner import call_inherent
+from .dispatch.rows import narrow, rows_level, rows_of, taken_off
 from .errors import (
     ComplexGraphError,
     DataDependentError,
@@ -109,6 +110,7 @@ __all__ = [
     "mapped",
     "may_return_self",
     "named_aten",
+    "narrow",
     "own_samples",
     "pad_rank",
     "patch",
@@ -125,6 +127,8 @@ __all__ = [
     "report",
     "requires_grad_",
     "resumed",
+    "rows_level",
+    "rows_of",
     "run_lowered",
     "run_rule",
     "sequential",
@@ -132,6 +136,7 @@ __all__ = [
     "settled",
     "shows_samples",
     "swapped",
+    "taken_off",
     "to_front",
     "unregister",
     "unrepeated",
