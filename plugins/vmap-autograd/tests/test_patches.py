@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import vmap_core
-from vmap_autograd import checkpoint, functional, torch_func
+from vmap_autograd import checkpoint, edges, functional, torch_func
 from vmap_core import vmap
 
 X = torch.arange(6.0).reshape(2, 3)
+LAYER = torch.nn.Linear(3, 2)
 
 
 def value(x):
@@ -27,8 +28,18 @@ CALLS = {
     checkpoint.recompute_at_levels.target: lambda x: torch.utils.checkpoint.checkpoint(
         torch.sin, x, use_reentrant=False
     ),
+    edges.find_node.target: lambda x: torch.autograd.graph.get_gradient_edge(x.requires_grad_()).node.name() and x,
+    checkpoint.tell_the_level.target: lambda x: torch.func.functional_call(
+        LAYER, {"weight": torch.zeros(2, 3) + x.sum()}, x
+    ),
 }
-PATCHES = [checkpoint.recompute_at_levels, functional.choose_vmap, *torch_func.PATCHES]
+PATCHES = [
+    checkpoint.recompute_at_levels,
+    checkpoint.tell_the_level,
+    edges.find_node,
+    functional.choose_vmap,
+    *torch_func.PATCHES,
+]
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.target)

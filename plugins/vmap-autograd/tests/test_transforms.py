@@ -291,3 +291,50 @@ def test_second_derivatives_against_differences(layer, second):
     torch.testing.assert_close(SECOND[second](f)(x), expected, rtol=1e-4, atol=1e-5)
     mapped = vmap(SECOND[second](f))(torch.stack([x.flip(0), x]))
     torch.testing.assert_close(mapped[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vjp_made_under_no_grad_knows_its_graph():
+    """What no_grad hides is the value; the linear map depends on the primal and on what the function holds."""
+    z, w = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.5, 0.25], [1.0, 2.0]))
+    f = lambda v: (v * w).sin().sin()  # noqa: E731
+    one = torch.ones(2, dtype=torch.float64)
+    results = []
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            out, pull = vjp(f, z)
+            _, push = linearize(f, z)
+        assert out.requires_grad == (mode is torch.enable_grad)
+        pulled, pushed = pull(one)[0], push(one)
+        results.append([torch.autograd.grad(r.sum(), (z, w), retain_graph=True) for r in (pulled, pushed)])
+        with torch.no_grad():
+            assert not pull(one)[0].requires_grad and not push(one).requires_grad
+    torch.testing.assert_close(*results)
+
+
+def test_no_graph_of_an_ended_transform_is_left_in_a_result():
+    _, pull = vjp(torch.sin, torch.tensor([0.5, 0.25]))
+    for transform in (jacrev, jacfwd):
+        assert not transform(lambda v: pull(v)[0])(torch.ones(2)).requires_grad
+
+
+def sparse():
+    places = torch.tensor([[0, 1, 1], [2, 0, 2]])
+    return torch.sparse_coo_tensor(places, torch.tensor([3.0, 4.0, 5.0], dtype=torch.double), (2, 3)).coalesce()
+
+
+OF_SPARSE = {
+    "sum": lambda t: t.grad(lambda x: torch.sparse.sum(x) ** 2)(sparse()),
+    "product": lambda t: t.grad(lambda x: torch.sparse.mm(x, W[:, :2]).square().sum())(sparse()),
+    "made dense": lambda t: t.grad(lambda x: x.to_dense().square().sum())(sparse()),
+    "its values": lambda t: t.grad(lambda x: x.coalesce().values().square().sum())(sparse()),
+    "vjp": lambda t: t.vjp(lambda x: torch.sparse.sum(x) ** 2, sparse())[1](torch.tensor(1.0, dtype=torch.double))[0],
+    "twice": lambda t: t.grad(lambda x: torch.sparse.sum(t.grad(lambda y: torch.sparse.sum(y) ** 2)(x)) ** 2)(sparse()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("of", OF_SPARSE.values(), ids=OF_SPARSE)
+def test_of_a_sparse_tensor(of):
+    ours, theirs = of(vmap_autograd), of(torch.func)
+    assert ours.layout is theirs.layout
+    torch.testing.assert_close(ours.to_dense(), theirs.to_dense())

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from vmap_autograd import grad
 from vmap_core import UnsupportedError, fallback_policy, vmap
 from vmap_nn import Ensemble
 
@@ -45,6 +47,32 @@ def test_forward_and_statistics(make, shape, in_dims):
     ensemble.eval()
     expected = torch.stack([m.eval()(i) for m, i in zip(members, inputs, strict=True)])
     torch.testing.assert_close(ensemble(x), expected)
+
+
+class Recomputed(nn.Module):
+    """Keeps no activations, if told so."""
+
+    def __init__(self, again=True):
+        super().__init__()
+        self.inner, self.again = mlp(), again
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": ["inner.0"]}, {"chunk_size": 2}, {"in_dims": 0}, {"in_dims": 1}])
+@pytest.mark.parametrize("count", [1, 3])
+def test_members_that_recompute(options, count):
+    members = [Recomputed() for _ in range(count)]
+    x = torch.randn(5, 4) if "in_dims" not in options else torch.randn(count, 5, 4).movedim(0, options["in_dims"])
+    results = []
+    for again in (True, False):
+        ensemble = Ensemble(members, **options)
+        ensemble.module.again = again
+        ensemble(x).square().sum().backward()
+        inside = vmap(grad(lambda x, e=ensemble: e(x).square().sum()))(torch.stack([x, x * 2]))
+        results.append((inside, [p.grad for p in ensemble.parameters()]))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])

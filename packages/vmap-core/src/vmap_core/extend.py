@@ -18,12 +18,14 @@ from .errors import (
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
+from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
 from .levels.layout import mapped, settled
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
 from .levels.read import every_sample
 from .levels.recording import current as current_recorder
+from .levels.sharing import values_around
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
@@ -53,13 +55,16 @@ from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
+from .transform.swapping import as_now, known_as_swapped, places_of, swapped
 
 __all__ = [
     "BatchInfo",
     "BatchedTensor",
     "ComplexGraphError",
     "DataDependentError",
+    "Dims",
     "FallbackError",
+    "GraphNode",
     "InplaceError",
     "Level",
     "OpaqueCodeError",
@@ -71,6 +76,7 @@ __all__ = [
     "VmapError",
     "align",
     "along_dim",
+    "as_now",
     "aten",
     "batch_dims",
     "become",
@@ -91,6 +97,7 @@ __all__ = [
     "find",
     "hookimpl",
     "is_expanded",
+    "known_as_swapped",
     "leaf_level",
     "leaves",
     "logical_rank",
@@ -109,6 +116,8 @@ __all__ = [
     "patch",
     "physical_dim",
     "physical_dims",
+    "physical_with_dims",
+    "places_of",
     "pointwise",
     "product",
     "promote",
@@ -125,12 +134,15 @@ __all__ = [
     "sequential",
     "sequential_vmap",
     "settled",
+    "shows_samples",
+    "swapped",
     "taken_off",
     "to_front",
     "unregister",
     "unrepeated",
     "unwrap",
     "user_location",
+    "values_around",
     "without_autocast_cache",
     "without_modes",
     "wrap",

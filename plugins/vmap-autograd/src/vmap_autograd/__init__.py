@@ -2,7 +2,7 @@
 
 from vmap_core.extend import RulePack, hookimpl
 
-from . import accumulate, backward, checkpoint, forward_mode, function, functional, torch_func
+from . import accumulate, backward, checkpoint, edges, forward_mode, function, functional, torch_func
 from . import grad as grad_rule
 from .jacobians import hessian, jacfwd, jacrev
 from .per_sample import per_sample_grads
@@ -25,6 +25,12 @@ __all__ = [
 @hookimpl
 def vmap_rules() -> list[RulePack]:
     """Return the rules of this pack."""
-    for patch in (checkpoint.recompute_at_levels, functional.choose_vmap, *torch_func.PATCHES):
+    for patch in (
+        checkpoint.recompute_at_levels,
+        checkpoint.tell_the_level,
+        edges.find_node,
+        functional.choose_vmap,
+        *torch_func.PATCHES,
+    ):
         patch.install()
     return [grad_rule.pack, accumulate.pack, function.pack, forward_mode.pack, *backward.packs]

@@ -71,6 +71,10 @@ class FunctionCall:
         self.ctx = Context()
         self._set_needs(needs)
 
+    def is_at(self, level: Level) -> bool:
+        """Tell whether it was made at a level, or by a call at that one."""
+        return self.level is level or (self.inner is not None and self.inner.is_at(level))
+
     def _seen(self, value: Any, bdim: int | None) -> Any:
         """Return a physical value as the Function's methods see it."""
         return value if bdim is None or value is None else mapped(value, bdim, self.level)
@@ -90,8 +94,9 @@ class FunctionCall:
         args = list(self.args)
         for i, x in zip(self.at, self.inputs, strict=True):
             args[i] = x
+        legacy = self.cls.setup_context is Function.setup_context
         with resumed((self.level,)):
-            if self.cls.setup_context is Function.setup_context:
+            if legacy:
                 out = self.cls.forward(self.ctx, *args)
             else:
                 out = self.cls.forward(*args)
@@ -102,10 +107,13 @@ class FunctionCall:
         self.out_metas = {i: _meta(self.outputs[i]) for i in self.out_at}
         results, self.out_dims, _ = unwrap(self.level, self.outputs)
         fixed = [id(t) for t in (*self.ctx.non_differentiable, *self.ctx.dirty_tensors)]
+        if legacy:  # one that returns its input may save it, too, which the other style may not
+            for i in self.out_at:
+                if any(results[i] is v for v in values) and id(self.outputs[i]) not in fixed:
+                    results[i] = results[i].view_as(results[i])
         for i in self.out_at:
             if self.per_sample and self.out_dims[i] is None and id(self.outputs[i]) not in fixed:
-                results[i] = results[i].expand(self.level.batch_size, *results[i].shape)
-                self.out_dims[i] = 0
+                results[i], self.out_dims[i] = _repeated(results[i], self.level.batch_size)
         self.extras = self._intermediates()
         return (*(results[i] for i in self.out_at), *map(self._physical, self.extras))
 
@@ -121,9 +129,11 @@ class FunctionCall:
         """Tell autograd's ctx what the class's forward has told its own."""
         user = self.ctx
         known = {id(x): v for x, v in zip(self.inputs, values, strict=True)}
+        written = [id(x) for x in user.dirty_tensors]
         shown = [*(self.outputs[i] for i in self.out_at), *self.extras]
-        known |= {id(x): v for x, v in zip(shown, results, strict=True)}
-        dims = {id(self.outputs[i]): self.out_dims[i] for i in self.out_at}
+        made = {id(x): v for x, v in zip(shown, results, strict=True) if id(x) not in known or id(x) in written}
+        dims = {id(self.outputs[i]): self.out_dims[i] for i in self.out_at if id(self.outputs[i]) in made}
+        known |= made  # an input that is returned as it is stays the input
 
         def physical(tensors: Sequence[Any]) -> list[Any]:
             return [known[id(t)] if id(t) in known else self._physical(t) for t in tensors]
@@ -279,6 +289,17 @@ class FunctionCall:
                 f"all samples share, at {user_location()}. Instead: let the output depend on a mapped input."
             )
         return value
+
+
+def _repeated(x: Any, size: int) -> tuple[Any, int]:
+    """Return a result of which every sample is to have its own, and the batch dim.
+
+    It takes no memory before it is viewed or written to (see `vmap_core.levels.layout`), and is no view to autograd, which
+    would refuse to write to a Function's.
+    """
+    if not x.ndim:
+        return x.expand(size).clone(), 0
+    return x.expand(size, *x.shape).movedim(0, 1).detach(), 1
 
 
 def _meta(x: Any) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -33,14 +33,26 @@ TAKES_TUPLES = hasattr(_checkpoint, "_checkpoint_without_reentrant_generator_imp
 CHECKPOINT_GENERATOR = "torch.utils.checkpoint._checkpoint_without_reentrant_generator" + "_impl" * TAKES_TUPLES
 SAVES_BY_A_FUNCTION = hasattr(_checkpoint, "_NoopSaveInputs")  # until 2.12
 
+StopRecomputation: Any = _checkpoint._StopRecomputationError
+"""What ends a checkpoint's recomputation as soon as everything is there that is needed."""
+
+# What functional_call() puts other tensors into a module with.
+REPARAMETRIZE = "torch.nn.utils.stateless._reparametrize_module"
+
+# The node of a tensor, also of a leaf.
+NODE_OF_TENSOR = "torch.autograd.graph._get_grad_fn_or_grad_acc"
+
 VMAP_OF_FUNCTIONAL = "torch.autograd.functional._vmap"
 
 __all__ = [
     "CHECKPOINT_GENERATOR",
+    "NODE_OF_TENSOR",
+    "REPARAMETRIZE",
     "SAVES_BY_A_FUNCTION",
     "TAKES_TUPLES",
     "VMAP_OF_FUNCTIONAL",
     "AccumulateGrad",
+    "StopRecomputation",
     "TreeSpec",
     "assert_non_empty_list_of_tensors",
     "assert_non_empty_tensor_output",

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vmap_core.extend import BatchedTensor, UnsupportedError, leaves, make_leaf, map_leaves, own_samples, user_location
 
+from ._around import watching_around
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
 from ._state import usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
@@ -41,11 +42,11 @@ class Trace:
     @property
     def recorded(self) -> bool:
         """Whether the backward pass must be differentiable: also for tangents, which some formulas else lose."""
-        return self.connected or dual_level() >= 0
+        return (self.connected and torch.is_grad_enabled()) or dual_level() >= 0
 
     def result(self, tree: Any) -> Any:
-        """Return tensors of the graph as the caller may have them: without it, if only the inputs require grad."""
-        return tree if self.connected else detached(tree)
+        """Return tensors of the graph as the caller may have them: without it under no_grad, or if only the inputs require grad."""
+        return tree if self.connected and torch.is_grad_enabled() else detached(tree)
 
     def gradients(self, outputs: list[Any], vectors: list[Any] | None, retain: bool, create: bool) -> list[Any]:
         """Return the gradients of the inputs, zeros where an output does not depend on one."""
@@ -79,7 +80,6 @@ def trace(
         name: the transform, for errors.
         within: a mode to run it in, made of the inputs.
     """
-    outer = torch.is_grad_enabled()
     with torch.enable_grad():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
@@ -88,10 +88,12 @@ def trace(
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
-        with within(inputs) if within else contextlib.nullcontext():
+        with within(inputs) if within else contextlib.nullcontext(), watching_around(func, (args, kwargs), name):
             out = func(*args, **kwargs)
         out, aux = split_aux(out, has_aux, name)
-    connected = outer and (any(x.requires_grad for x in flat) or _reaches_others(out, inputs))
+    for leaf in map(physical, inputs):
+        leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
+    connected = any(x.requires_grad for x in flat) or _reaches_others(out, inputs)
     return Trace(inputs, spec, out, aux, connected)
 
 
@@ -112,7 +114,7 @@ class _ForTangents(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not fwd_grad_enabled():
+        if not fwd_grad_enabled() and torch.is_grad_enabled():  # both are off in a Function's forward
             if _reaches_others((args, kwargs), self.inputs):
                 raise UnsupportedError(
                     f"vmap: forward mode is switched off inside a nested jvp, at {user_location()}, for something that "
@@ -169,7 +171,7 @@ def _own_input(x: Any) -> Any:
 def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
     outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
-    return any(id(leaf) not in own for leaf in leaves_of(outputs))
+    return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs))
 
 
 def physical(x: Any) -> Any:

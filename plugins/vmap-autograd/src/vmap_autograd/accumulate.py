@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from vmap_core.extend import (
     BatchedTensor,
@@ -25,6 +26,7 @@ from vmap_core.extend import (
 
 from ._function_call import runs_backward
 from ._torch import AccumulateGrad
+from .edges import leaf_of, node_of, unwrap_edges
 from .grad import aligned, as_tuple, seed
 
 pack = RulePack("autograd.accumulate")
@@ -44,13 +46,13 @@ def backward(
     tensors = as_tuple(tensors)
     grad_tensors = grad_variables if grad_tensors is None else grad_tensors
     vectors = as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(tensors)
-    values, dims, _ = unwrap(info, tensors)
+    values, dims = unwrap_edges(info, tensors)
     seeds = [_seed(info, t, v, d) for t, v, d in zip(tensors, vectors, dims, strict=True)]
     leaves = None
     if inputs is not None:
         named = as_tuple(tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
-        leaves, leaf_dims, _ = unwrap(info, named)
-        _summed(info).update(id(x) for x, d in zip(leaves, leaf_dims, strict=True) if d is None)
+        leaves, leaf_dims = unwrap_edges(info, named)
+        _summed(info).update(id(leaf_of(x)) for x, d in zip(leaves, leaf_dims, strict=True) if d is None)
     elif not runs_backward(info):
         _refuse_leaves_from_outside(info, values)
     torch.autograd.backward(values, seeds, retain_graph, create_graph, inputs=leaves)
@@ -143,7 +145,9 @@ def leaves_of(tensors: Any) -> Iterator[Any]:
     for t in tensors:
         while type(t) is BatchedTensor:
             t = t._value
-        if t.grad_fn is not None:
+        if isinstance(t, GradientEdge):
+            seen.add(node_of(t))
+        elif t.grad_fn is not None:
             seen.add(t.grad_fn)
         elif t.requires_grad:
             yield t

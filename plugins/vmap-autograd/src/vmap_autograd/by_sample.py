@@ -23,6 +23,8 @@ from vmap_core.extend import (
     unwrap,
 )
 
+from ._torch import StopRecomputation
+
 _HINT = (
     "Instead: give the Function a vmap staticmethod, or register what it calls as an operator (torch.library.custom_op), "
     "which can have a rule."
@@ -54,7 +56,7 @@ def by_sample_if_need_be(
     before = _versions(tensors)
     try:
         return mapped()
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.OutOfMemoryError, MemoryError, StopRecomputation):
         raise
     except Exception as error:
         _, _, batched = unwrap(level, args)

@@ -1,12 +1,27 @@
-"""`torch.utils.checkpoint` inside a mapped function: what it recomputes later needs its levels back."""
+"""`torch.utils.checkpoint` inside a mapped function.
+
+What it recomputes later needs its levels back, and modules need the tensors that functional_call, or an Ensemble, had put
+into them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed, without_modes
+from vmap_core.extend import (
+    BatchedTensor,
+    as_now,
+    current_levels,
+    known_as_swapped,
+    map_leaves,
+    patch,
+    resumed,
+    without_modes,
+)
 
-from ._torch import CHECKPOINT_GENERATOR, SAVES_BY_A_FUNCTION, TAKES_TUPLES
+from ._torch import CHECKPOINT_GENERATOR, REPARAMETRIZE, SAVES_BY_A_FUNCTION, TAKES_TUPLES
 
 
 @patch(
@@ -25,8 +40,10 @@ def recompute_at_levels(native: Any) -> Any:
         else:  # five settings come first
             args, kwargs = given[5:], named
 
+        modules_as_now = as_now()
+
         def recompute(*_: Any, **__: Any) -> Any:
-            with resumed(levels):
+            with resumed(levels), modules_as_now():
                 return function(*args, **kwargs)
 
         # C++ keeps the arguments it is given, and reads their device: those are the physical ones.
@@ -37,6 +54,33 @@ def recompute_at_levels(native: Any) -> Any:
         return _steps(steps) if SAVES_BY_A_FUNCTION else steps
 
     return generator
+
+
+@patch(
+    REPARAMETRIZE,
+    "What checkpoint() computes again has to find the tensors that functional_call() had put into the module.",
+    inside=True,
+)
+def tell_the_level(native: Any) -> Any:
+    """Tell the level which module has other tensors in its places."""
+
+    @contextlib.contextmanager
+    def reparametrize(module: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with native(module, *args, **kwargs), known_as_swapped(module):
+            yield
+
+    return reparametrize
+
+
+def with_modules_as_now(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that finds in modules what was put into them when this was called."""
+    modules_as_now = as_now()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with modules_as_now():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _steps(steps: Any) -> Any:

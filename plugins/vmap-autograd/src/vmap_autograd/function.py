@@ -13,11 +13,13 @@ from typing import Any
 
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import CheckpointFunction
 
 from vmap_core.extend import Level, RulePack, run_rule, unwrap, wrap
 
 from ._function_call import FunctionCall
 from .by_sample import by_sample_if_need_be
+from .checkpoint import with_modules_as_now
 
 pack = RulePack("autograd.function")
 
@@ -37,6 +39,10 @@ def apply(info: Level, cls: Any, *args: Any, **kwargs: Any) -> Any:
         values, dims, batched = unwrap(info, args)
         if batched:
             return wrap(info, *run_rule(cls.vmap, f"{cls.__name__}.vmap", info, tuple(dims), values, {}))
+
+    if cls is CheckpointFunction:
+        with info.pushed():
+            args = (with_modules_as_now(args[0]), *args[1:])
 
     def mapped() -> Any:
         call = FunctionCall(info, cls, args)

@@ -26,7 +26,6 @@ from vmap_core.extend import (
     ComplexGraphError,
     Level,
     RulePack,
-    UnsupportedError,
     call,
     ensure_bdim,
     exchange,
@@ -40,6 +39,7 @@ from vmap_core.extend import (
 )
 
 from ._torch import transforms_active
+from .edges import is_of_outer_level, stand_in, unwrap_edges
 
 pack = RulePack("autograd.grad")
 
@@ -72,8 +72,8 @@ def grad(
     }
     if is_grads_batched:
         return _batched_vectors(info, outputs, inputs, vectors, keep, options)
-    out_values, out_dims, _ = unwrap(info, outputs)
-    in_values, in_dims, _ = unwrap(info, inputs)
+    out_values, out_dims = unwrap_edges(info, outputs)
+    in_values, in_dims = unwrap_edges(info, inputs)
     seeds = [seed(info, o, v, i) for i, (o, v) in enumerate(zip(outputs, vectors, strict=True))]
     shared = [i for i, d in enumerate(in_dims) if d is None]
     own = [i for i, d in enumerate(in_dims) if d is not None]
@@ -84,7 +84,7 @@ def grad(
         own_seeds = [aligned(info, seeds[i], out_dims[i]) for i in at]
         if not at:
             at = list(range(len(outputs)))
-            own_seeds = [torch.zeros_like(o) for o in out_values]
+            own_seeds = [torch.zeros_like(stand_in(o)) for o in out_values]
         grads = torch.autograd.grad(
             [out_values[i] for i in at], [in_values[i] for i in own], own_seeds,
             retain_graph=keep or bool(shared), **options,
@@ -101,14 +101,8 @@ def grad(
 
 
 def as_tuple(x: Any) -> tuple[Any, ...]:
-    """Return one tensor, or a sequence of them, as a tuple."""
-    items = (x,) if isinstance(x, Tensor | GradientEdge) else tuple(x)
-    if any(isinstance(e, GradientEdge) for e in items):
-        raise UnsupportedError(
-            f"vmap: torch.autograd on a GradientEdge, at {user_location()}: an edge of the graph does not know its "
-            f"batch dim. Instead: pass the tensor."
-        )
-    return items
+    """Return one tensor or edge, or a sequence of them, as a tuple."""
+    return (x,) if isinstance(x, Tensor | GradientEdge) else tuple(x)
 
 
 def seed(info: Level, output: Any, vector: Any, number: int = 0) -> Any:
@@ -117,6 +111,7 @@ def seed(info: Level, output: Any, vector: Any, number: int = 0) -> Any:
     Raises:
         RuntimeError: there is none and the output is no scalar, or the shapes differ, as without vmap.
     """
+    output = stand_in(output)
     if vector is None:
         if output.numel() != 1:
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
@@ -196,7 +191,7 @@ def _through_shared_graph(
         keep: whether to retain the graph.
         options: further ones of torch.autograd.grad.
     """
-    if any(type(t) is BatchedTensor for t in (*outputs, *inputs)):
+    if any(is_of_outer_level(t) for t in (*outputs, *inputs)):
         return _below_outer_level(info, outputs, inputs, vectors, keep, options)
     values, _, batched = unwrap(info, tuple(vectors))
     if not batched:
@@ -223,7 +218,7 @@ def _in_a_loop(
     rows = zip(*(ensure_bdim(*unwrapped(info, v), info.batch_size) for v in vectors), strict=True)
     grads = [torch.autograd.grad(outputs, inputs, row, retain_graph=True, **options) for row in rows]
     if not grads:
-        return tuple(wrap(info, x.new_zeros((0, *x.shape)), 0) for x in inputs)
+        return tuple(wrap(info, x.new_zeros((0, *x.shape)), 0) for x in map(stand_in, inputs))
     return tuple(None if g[0] is None else wrap(info, torch.stack(g), 0) for g in zip(*grads, strict=True))
 
 

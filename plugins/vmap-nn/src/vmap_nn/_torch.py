@@ -15,6 +15,9 @@ bindings: Any = torch._C._nn
 # The package has the operator under the module's name.
 flex: Any = sys.modules["torch._higher_order_ops.flex_attention"]
 
+attention_choice: Any = torch._fused_sdp_choice
+"""What kernel PyTorch takes for scaled_dot_product_attention with these arguments."""
+
 IS_CAUSAL_MASK = "torch.nn.modules.transformer._detect_is_causal_mask"
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.nn.attention import SDPBackend
 
 from vmap_core.extend import Level, RulePack, ensure_bdim, logical_rank, pad_rank
 from vmap_core.extend import named_aten as aten
 
-from ._torch import dual_level
+from ._torch import attention_choice, dual_level
 
 pack = RulePack("nn.attention")
 
@@ -42,6 +44,8 @@ def scaled_dot_product_attention(
     op = aten.scaled_dot_product_attention.default
     if dual_level() >= 0:  # the fused kernels have no tangents
         op = _formula
+    elif rank < 4 and torch.is_grad_enabled() and any(x.requires_grad for x in images):
+        op = _twice_differentiable
     out = op(*images, attn_mask, dropout_p, **options)
     if rank > 3:
         return out.reshape(size, *lead, *out.shape[1:]), 0
@@ -86,12 +90,69 @@ def _joined(
     return tuple(x.unflatten(0, (size, n)) for x in results)
 
 
+def _twice_differentiable(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, **options: Any
+) -> Tensor:
+    """Attention of samples for which PyTorch takes no fused kernel in the loop, so that all derivatives exist.
+
+    The CPU's kernel has one derivative: with it the second is that of the formula.
+    """
+    choice = attention_choice(query, key, value, attn_mask, dropout_p, **options)
+    if query.device.type != "cpu" or choice != SDPBackend.FLASH_ATTENTION.value:
+        out: Tensor = aten.scaled_dot_product_attention.default(query, key, value, attn_mask, dropout_p, **options)
+        return out
+    return _Flash.apply(query, key, value, _additive(attn_mask, query.dtype), options)[0]  # type: ignore[no-any-return]
+
+
+class _Flash(Function):
+    """The CPU's fused kernels; what is to be differentiated again goes through the formula."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(query: Any, key: Any, value: Any, mask: Any, options: Any) -> Any:
+        causal, scale = options["is_causal"], options["scale"]
+        op = aten._scaled_dot_product_flash_attention_for_cpu.default
+        return op(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any, _: Any) -> Any:
+        query, key, value, mask, out, logsumexp = ctx.saved_tensors
+        if grad is None:
+            return None, None, None, None, None
+        if (
+            torch.is_grad_enabled()
+        ):  # by views: one may have been computed from another, which is not to get its gradient too
+            query, key, value = (t.view_as(t) for t in (query, key, value))
+            at = [t for t, need in zip((query, key, value), ctx.needs_input_grad, strict=False) if need]
+            again = _formula(query, key, value, mask, 0.0, **ctx.options)
+            grads = iter(torch.autograd.grad(again, at, grad, create_graph=True))
+            return *(next(grads) if need else None for need in ctx.needs_input_grad[:3]), None, None
+        causal, scale = ctx.options["is_causal"], ctx.options["scale"]
+        op = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+        tensors = grad, query, key, value, out, logsumexp
+        return *op(*tensors, 0.0, causal, attn_mask=mask, scale=scale), None, None
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a boolean mask as one that is added."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+
+
 def _formula(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, **options: Any
 ) -> Tensor:
     """Attention by the operations that PyTorch takes where no fused kernel serves."""
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
+    attn_mask = _additive(attn_mask, query.dtype)
     out: Tensor = aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask, dropout_p, **options)[0]
     return out
 

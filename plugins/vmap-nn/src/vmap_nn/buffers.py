@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._swap import places_of, swapped
+from vmap_core.extend import places_of, swapped
 
 
 def call_with_buffers(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -39,6 +39,6 @@ def call_with_buffers(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any
     for place in places:
         if place.name not in own:
             own[place.name] = place.now.clone()
-    with swapped(places, [own[place.name] for place in places]):
+    with swapped(module, places, [own[place.name] for place in places]):
         out = module(*args, **kwargs)
         return out, {place.name: place.now for place in places}

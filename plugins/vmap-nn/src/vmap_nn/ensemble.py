@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vmap_core import vmap
-from vmap_core.extend import UnsupportedError
-
-from ._swap import places_of, swapped
+from vmap_core.extend import UnsupportedError, places_of, swapped
 
 Randomness = Literal["error", "same", "different"]
 
@@ -134,7 +132,7 @@ class Ensemble(nn.Module):
         given = self.in_dims if isinstance(self.in_dims, tuple | list) else [self.in_dims] * len(args)
 
         def member(tensors: list[Tensor], *args: Any) -> Any:
-            with swapped(places, tensors):
+            with swapped(self.module, places, tensors):
                 out = self.module(*args, **kwargs)
                 for place, tensor in zip(places, tensors, strict=True):
                     if place.now is not tensor:

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vmap_autograd import jacrev, jvp
+from vmap_autograd import grad, hessian, jacfwd, jacrev, jvp, linearize
 from vmap_core import vmap
 from vmap_core.testing import check_rule
 
@@ -107,3 +107,57 @@ def test_derivatives_against_the_formula(name):
     torch.testing.assert_close(vmap(jacrev(f))(x), looped(lambda a: torch.autograd.functional.jacobian(formula, a)))
     tangents = torch.stack([torch.autograd.functional.jvp(formula, a, b)[1] for a, b in zip(x, d, strict=True)])
     torch.testing.assert_close(vmap(lambda a, b: jvp(f, (a,), (b,))[1])(x, d), tangents)
+
+
+def squares(f):
+    return lambda v: f(v).square().sum()
+
+
+SECOND = {
+    "the gradient's gradient": lambda f: grad(squares(grad(squares(f)))),
+    "a third derivative": lambda f: grad(squares(grad(squares(grad(squares(f)))))),
+    "hessian": lambda f: hessian(squares(f)),
+    "jacrev of jacrev": lambda f: jacrev(jacrev(lambda v: f(v).sum(-1))),
+    "jacrev of jacfwd": lambda f: jacrev(jacfwd(squares(f))),
+    "jacrev's gradient": lambda f: grad(squares(jacrev(lambda v: f(v).sum(-1)))),
+    "linearize": lambda f: lambda v: linearize(f, v)[1](v),
+    "hvp": lambda f: lambda v: jvp(grad(squares(f)), (v,), (v,))[1],
+}
+
+
+@pytest.mark.filterwarnings("error::vmap_core.FallbackWarning")
+@pytest.mark.parametrize("derivative", SECOND.values(), ids=SECOND)
+@pytest.mark.parametrize("name", [name for name in ONE if "N" not in name and name != "float mask"])
+def test_second_derivatives(name, derivative):
+    """Of samples of rank 2 and 3, for which PyTorch has them; its fused kernels, which serve them here, have not."""
+    shape, options = ONE[name]
+    f = lambda v: sdpa(v, v.sin(), v * 2, **options)  # noqa: E731
+
+    def formula(v):
+        with sdpa_kernel(SDPBackend.MATH):
+            return f(v)
+
+    x = torch.randn(2, *shape, dtype=D)
+    expected = torch.stack([derivative(formula)(r) for r in x])
+    torch.testing.assert_close(vmap(derivative(f))(x), expected)
+    torch.testing.assert_close(vmap(derivative(f))(x[:1]), expected[:1])
+    torch.testing.assert_close(vmap(derivative(f), in_dims=-1)(x.movedim(0, -1)), expected)
+
+
+def test_second_derivatives_outside_and_nested():
+    f = lambda v: sdpa(v, v.sin(), v * 2)  # noqa: E731
+
+    def formula(v):
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.stack([torch.stack([f(r) for r in rows]) for rows in v])
+
+    x = torch.randn(2, 3, 2, 3, 4, dtype=D)
+    for derivative in (SECOND["the gradient's gradient"], SECOND["linearize"]):
+        torch.testing.assert_close(derivative(vmap(vmap(f)))(x), derivative(formula)(x))
+
+
+def test_derivatives_of_the_kernel_without_a_graph():
+    q, k, v = (torch.randn(3, 4, 5, dtype=D, requires_grad=i != 1) for i in range(3))
+    ours = torch.autograd.grad(vmap(sdpa)(q, k, v).sin().sum(), (q, v))
+    theirs = torch.autograd.grad(torch.stack([sdpa(*r) for r in zip(q, k, v, strict=True)]).sin().sum(), (q, v))
+    torch.testing.assert_close(ours, theirs)

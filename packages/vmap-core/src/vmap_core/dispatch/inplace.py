@@ -52,7 +52,9 @@ def inplace_run(func: Any, op: OpOverload, arrange: Arrange | None, served: Serv
                 # the derivative may need the value that is about to be overwritten
                 args = (call(level, torch.clone, (args[0],), {}), *args[1:])
             result = call(level, functional, args, kwargs)
-            write(level, op, targets[0], result)
+            results = result if isinstance(result, tuple) else (result,)  # of all that is written to
+            for target, one in zip(targets, results, strict=True):
+                write(level, op, target, one)
             return _returned(op, targets)
         for target in targets:
             for t in leaves(target):

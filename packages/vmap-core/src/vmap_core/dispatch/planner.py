@@ -28,6 +28,7 @@ from .door2 import parts_run
 from .general import general_run, unbatched_run, view_run
 from .inplace import inplace_run, metadata_run
 from .layout_check import layout_checked
+from .numbers import numbers_run
 from .out import factory_run, names_of_out, out_run
 from .plan import Plan, Run, Served
 from .properties import property_run
@@ -171,6 +172,9 @@ def inherent_plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return Plan(factory_run(func), Served("made, then requires_grad is set"))
     op, arrange = bind(func, args, kwargs) or (None, None)
     if op is None:
+        numbers = numbers_run(func, kwargs)
+        if numbers is not None:
+            return Plan(numbers, Served("numbers of each sample"))
         is_property = getattr(func, "__name__", "") in ("__get__", "__set__")
         return Plan(property_run(func), Served("property")) if is_property else Plan(parts_run(func, None), PARTS)
     plan = overload_plan(level, func, op, arrange, args, kwargs)

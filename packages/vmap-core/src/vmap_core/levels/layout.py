@@ -5,8 +5,8 @@ Note [The layout invariant]: what a program can learn of memory (strides, whethe
 
 1. where the batch dim is the first (``_bdim == 0``) it is the outermost in memory, too: each sample lies as the loop's;
 2. where it is another and the tensor is marked `EXACT` (an input, a view), the strides of the other dims are the sample's;
-3. any other tensor is a result that nothing else shares memory with. `lay_out` gives its samples the layout of the
-   loop's before a view of it is made; `sample_layout` tells what it will be.
+3. any other tensor is a result that nothing else shares memory with; its samples may even be one. `lay_out` gives them
+   the layout of the loop's, and memory each, before a view of it is made; `sample_layout` tells what it will be.
 
 A rule need not care, unless all its arguments have batch dim 0 and what it returns with batch dim 0 lies in memory in another
 order: it returns `settled(output, 0)`. ``VMAP_CHECK=1`` checks the first and the third after each operation.
@@ -93,7 +93,7 @@ def lay_out(x: BatchedTensor) -> None:
     value, bdim = x._value, x._bdim
     if not bdim or x._origin is not None:
         return
-    if is_outermost(value, bdim):
+    if is_outermost(value, bdim) and (value.stride(bdim) or value.shape[bdim] <= 1):
         x._origin = EXACT
     elif value.requires_grad and current() is None and not transforms_active() and dual_level() < 0:
         # gradients may be asked for it, so it has to stay the tensor that it is

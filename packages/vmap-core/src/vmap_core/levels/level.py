@@ -91,11 +91,13 @@ class Level(TorchFunctionMode):
             with what they are here (see `dispatch.rows`).
         gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
+        swapped: modules that have other parameters and buffers meanwhile (see `transform.swapping`).
     """
 
     dispatch_keys: Any = None
     modes: Sequence[Any] = ()
     gathered: Sequence[Any] = ()
+    swapped: tuple[Any, ...] = ()
     inputs: Sequence[Any] = ()
     seen: set[int | None] | None = None
     rows: dict[Level, Any] = {}  # noqa: RUF012  # no level's own

@@ -12,12 +12,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InplaceError, user_location
 from ..torch_compat.functorch import enable_inplace_requires_grad, transforms_active
 from ..torch_compat.mode_stack import stack_size
 from .entry import dispatch
+from .graph_node import physical_with_dims
 from .layout import lay_out, samples_first
 from .level import Level
 from .sharing import refuse_seen
@@ -78,11 +80,17 @@ def promote(level: Level, x: Any, op: object) -> None:
             if level.seen is None or level.seen:
                 refuse_seen(level, x, op)
             value = x._value
-            if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
-                # the leaf stays the same, its samples get memory each
-                value.data = samples_first(value.detach(), x._bdim).movedim(0, x._bdim)
-            return
-        if type(x._origin) is Origin:
+            if not value.requires_grad:
+                return
+            leaf = (
+                value.is_leaf
+            )  # asked in any case: only then PyTorch finds the node of a view whose base has been written to
+            if level.batch_size == 1 or value.stride(x._bdim):
+                return
+            if not leaf:
+                lay_out(x)
+                return  # else it is a leaf for every sample, of memory from outside (see `requires_grad_`)
+        elif type(x._origin) is Origin:
             base = x if x._origin.base is None else x._origin.base
             origin = base._origin
             assert type(origin) is Origin
@@ -113,8 +121,8 @@ def expanded(value: Any, batch_size: int) -> Any:
 def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
     """``x.requires_grad_()`` inside a mapped function: per-sample gradients need one leaf per sample.
 
-    A detached or new unbatched tensor becomes a batched leaf, expanded without a copy, so that autograd keeps the
-    samples' gradients apart.
+    An unbatched tensor becomes a batched leaf, so that autograd keeps the samples' gradients apart: one that was made
+    inside and may be written to is promoted, a detached one from outside is expanded without a copy.
     """
     if type(x) is not BatchedTensor or x._level is not level:
         return x.requires_grad_(requires_grad)
@@ -124,11 +132,28 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
     if not requires_grad:
         value.requires_grad_(False)
         return x
+    own_memory_at(level, x)
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
     # Detached, for its own views are made again of its base, which has no graph, once that is written to.
     become(x, own._value.detach(), own._bdim, own._origin)
     make_leaf(x)
     return x
+
+
+def own_memory(x: Any) -> None:
+    """Promote a tensor at every level that it was made in."""
+    if type(x) is BatchedTensor:
+        dispatch(own_memory, (x,))
+
+
+def own_memory_at(level: Level, x: Any) -> None:
+    """Do it at a level that is off the stack, and at those outside it."""
+    if type(x) is BatchedTensor and x._level is level:
+        if x._bdim is None and type(x._origin) is Origin:
+            promote(level, x, own_memory)
+        own_memory(x._value)
+    else:
+        own_memory(x)
 
 
 def own_samples(x: Any) -> Any:
@@ -137,7 +162,9 @@ def own_samples(x: Any) -> Any:
     Where the samples share the tensor, it is expanded without a copy. Autograd then keeps apart what the samples do
     to it: the gradient with respect to the view is per sample, and leads on to the tensor it views.
     """
-    return dispatch(own_samples, (x,)) if stack_size() else x.view_as(x)
+    if stack_size():
+        return dispatch(own_samples, (x,))
+    return x.view_as(x) if x.layout in (torch.strided, torch.jagged) else x.clone()  # a sparse tensor has no views
 
 
 def own_samples_at(level: Level, x: Any) -> BatchedTensor:
@@ -151,18 +178,17 @@ def own_samples_at(level: Level, x: Any) -> BatchedTensor:
 
 def make_leaf(x: Any) -> None:
     """Let a tensor with a batch dim at every active level require grad: the physical tensor becomes a leaf."""
-    level = x._level if type(x) is BatchedTensor else None
-    while type(x) is BatchedTensor:
-        x = x._value
+    x, dims = physical_with_dims(x)
     if transforms_active():
         with enable_inplace_requires_grad(True):
             x.requires_grad_()
     else:
         x.requires_grad_()
-    if level is not None:
-        x._vmap_level = level
+    if dims:
+        x._vmap_dims = dims
 
 
 def leaf_level(leaf: Tensor) -> Level | None:
     """Return the level whose function made a physical leaf; None for a leaf from outside every level."""
-    return getattr(leaf, "_vmap_level", None)
+    dims = getattr(leaf, "_vmap_dims", ())
+    return dims[-1][0] if dims else None

@@ -10,7 +10,7 @@ import torch
 
 from . import read
 from .entry import outside
-from .graph_node import of_sample
+from .graph_node import of_sample, physical_with_dims
 from .layout import contiguous_strides, sample_layout
 from .stack import physically
 from .tensor import BatchedTensor
@@ -95,7 +95,9 @@ class TensorAPI(Base):
     @property
     def grad_fn(self) -> Any:
         """The node of the graph that made the physical tensor; its hooks would see all samples at once."""
-        return of_sample(physically(_get_grad_fn, self._value))
+        value, dims = physical_with_dims(self)
+        node, number = physically(_get_grad_fn, value)
+        return of_sample(node, number, dims)
 
     # Reads of the value: all of them through one door.
 
@@ -186,7 +188,7 @@ class TensorAPI(Base):
 
 
 _get_shape = operator.attrgetter("shape")
-_get_grad_fn = operator.attrgetter("grad_fn")
+_get_grad_fn = operator.attrgetter("grad_fn", "output_nr")
 _get_dlpack_device = operator.methodcaller("__dlpack_device__")
 _get_ndim = operator.attrgetter("ndim")
 

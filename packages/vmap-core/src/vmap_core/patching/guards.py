@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.graph import GradientEdge
 
 from ..dispatch.lowering import LoweredTensor, run_at_their_level, run_lowered
 from ..dispatch.refusals import needs_vmap_autograd, unsupported
 from ..errors import EscapedTensorError
 from ..levels.args import holds_batched, unwrap, unwrap_kwargs, wrap
 from ..levels.entry import dispatch, survivors
+from ..levels.graph_node import GraphNode
 from ..levels.head import Sentinel
 from ..levels.level import Level, call
 from ..levels.read import alive, escaped
@@ -95,19 +97,27 @@ def _saved(out: Any) -> Any:
     inside=True,
 )
 def run_backward_at_level(native: Any) -> Any:
-    """Run backward() by its rule, where PyTorch did not ask for it (before 2.13)."""
+    """Run backward() and grad() by their rules, where PyTorch has not asked for them: before 2.13, and for a GradientEdge."""
 
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if not holds_batched((outputs, *args)):
+        if not holds_batched((outputs, *args)) and not any(map(_is_of_samples, (*outputs, *args[3]))):
             return native(outputs, *args, **kwargs)
+        vectors, retain_graph, create_graph, inputs, *allow_unused = args
+        options = {"retain_graph": retain_graph, "create_graph": create_graph}
         levels = current_levels()
-        if kwargs.get("accumulate_grad") and levels and levels[-1].table.rule(torch.autograd.backward) is not None:
-            vectors, retain_graph, create_graph, inputs = args
-            options = {"retain_graph": retain_graph, "create_graph": create_graph, "inputs": inputs or None}
-            return dispatch(torch.autograd.backward, (outputs, vectors), options)
+        if levels and levels[-1].table.rule(torch.autograd.backward) is not None:
+            if kwargs.get("accumulate_grad"):
+                return dispatch(torch.autograd.backward, (outputs, vectors), {**options, "inputs": inputs or None})
+            options["allow_unused"] = allow_unused[0]
+            return dispatch(torch.autograd.grad, (outputs, inputs, vectors), options)
         raise needs_vmap_autograd("torch.autograd")
 
     return run_backward
+
+
+def _is_of_samples(x: Any) -> bool:
+    """Tell whether something is a GradientEdge of a batched tensor."""
+    return isinstance(x, GradientEdge) and type(x.node) is GraphNode
 
 
 @patch(

@@ -89,9 +89,11 @@ class _Unexpanded(Function):
         needs = ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
             return None, None, *ctx.op.backward(grad, x, _one(weight), needs, *ctx.options)
-        # To be differentiated again: by the ordinary way, which autograd knows.
+        # To be differentiated again: by the ordinary way, which autograd knows. One may have been computed from another,
+        # which is not to get its gradient too: so by views of them.
+        x, weight, bias = (t if t is None else t.view_as(t) for t in (x, weight, bias))
         y = ctx.op.expanded(x, weight, bias, *ctx.options)
-        at = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
+        at: list[Any] = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
         grads = iter(torch.autograd.grad(y, at, grad, create_graph=True))
         return None, None, *(next(grads) if need else None for need in needs)
 

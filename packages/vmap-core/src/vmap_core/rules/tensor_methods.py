@@ -9,7 +9,7 @@ from torch import Tensor
 from ..levels.args import unwrap, wrap
 from ..levels.methods import METADATA_METHODS
 from ..levels.numpy_operands import with_array
-from ..levels.ownership import own_samples, own_samples_at, requires_grad_
+from ..levels.ownership import own_memory, own_memory_at, own_samples, own_samples_at, requires_grad_
 from ..levels.tensor import BatchedTensor
 from ..rulekit.dims import to_front
 from ..rulekit.rule import RuleFunction, RulePack
@@ -17,6 +17,7 @@ from ..rulekit.rule import RuleFunction, RulePack
 pack = RulePack("core.tensor_methods")
 
 pack.logical(Tensor.requires_grad_)(requires_grad_)
+pack.logical(own_memory)(own_memory_at)
 pack.logical(own_samples)(own_samples_at)
 
 
