@@ -19,7 +19,7 @@ from ..torch_compat.state import initial_state
 
 
 def asking(function: Callable[..., Any], op: Any, logical: bool) -> Callable[..., Any]:
-    """Return a rule that asks its operator first.
+    """Return a rule that asks its operator first; what a logical one returns has the operator's dtype.
 
     Args:
         function: the rule.
@@ -30,33 +30,44 @@ def asking(function: Callable[..., Any], op: Any, logical: bool) -> Callable[...
 
     @functools.wraps(function)
     def asked(info: Any, *args: Any, **kwargs: Any) -> Any:
-        ask((None,) * len(args) if logical else args[0], args if logical else args[1:], kwargs)
-        return function(info, *args, **kwargs)
+        if not logical:
+            ask(args[0], args[1:], kwargs)
+            return function(info, *args, **kwargs)
+        dtype = ask((None,) * len(args), args, kwargs)
+        out = function(info, *args, **kwargs)
+        if dtype is None or not isinstance(out, Tensor) or out.dtype == dtype:
+            return out
+        with info.pushed():  # its parts promote as the operator does not
+            return out.to(dtype)
 
     return asked
 
 
-def asker(op: Any) -> Callable[[Any, Any, Any], None]:
-    """Return what calls an operator on zeros like a sample's, the first time with such: given batch dims, args, kwargs."""
-    known: set[Any] = set()
+def asker(op: Any) -> Callable[[Any, Any, Any], torch.dtype | None]:
+    """Return what calls an operator on zeros like a sample's, the first time with such: given batch dims, args, kwargs.
 
-    def ask(dims: Any, args: Any, kwargs: Any) -> None:
+    It returns the dtype of the result, where that is one tensor.
+    """
+    known: dict[Any, torch.dtype | None] = {}
+
+    def ask(dims: Any, args: Any, kwargs: Any) -> torch.dtype | None:
         if kwargs:
             args = (*args, kwargs)
         dims = (*dims, *(None,) * (len(args) - len(dims)))
         try:
             key = tuple([_signature(a, d) for a, d in zip(args, dims, strict=True)])
             if key in known:
-                return
+                return known[key]
         except TypeError:  # an argument that has no hash
-            return
+            return None
         with initial_state(), torch.no_grad():
             zeros = [_zeros(a, d) for a, d in zip(args, dims, strict=True)]
             options = zeros.pop() if kwargs else {}
-            op(*zeros, **options)
+            out = op(*zeros, **options)
         if len(known) >= ENTRIES:
             known.clear()
-        known.add(key)
+        dtype = known[key] = out.dtype if isinstance(out, Tensor) else None
+        return dtype
 
     return ask
 
