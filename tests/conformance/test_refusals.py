@@ -8,7 +8,7 @@ from .sweep import entries, full_name
 CALLS = 6
 NAMES = (
     "addbmm|addmm|addmv|addr|baddbmm|cdist|dot|gather|glu|histc|isin|lerp|masked_scatter|masked_select|mv|polar|take|vdot|"
-    "nn.functional.(bilinear|conv_transpose1d|cross_entropy|embedding|glu|group_norm|hardswish|huber_loss|layer_norm|"
+    "nn.functional.(bilinear|cross_entropy|embedding|glu|group_norm|hardswish|huber_loss|layer_norm|"
     "logsigmoid|multi_margin_loss|nll_loss|one_hot|soft_margin_loss)|outer|put|repeat_interleave"
 )
 

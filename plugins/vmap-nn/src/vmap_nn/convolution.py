@@ -131,4 +131,3 @@ for _n in (1, 2, 3):
     pack.add(getattr(aten, f"conv{_n}d").default, _public(f"conv{_n}d", _n, transposed=False))
     _packet = getattr(aten, f"conv_transpose{_n}d")
     pack.add(_packet.default if _n == 1 else _packet.input, _public(f"conv_transpose{_n}d", _n, transposed=True))
-    pack.ask(getattr(aten, f"conv{_n}d").default, _packet.default if _n == 1 else _packet.input)
