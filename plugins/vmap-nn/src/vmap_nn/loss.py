@@ -71,3 +71,6 @@ def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"
         var.clamp_(min=eps)
     loss = 0.5 * (var.log() + (input - target) ** 2 / var)
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, REDUCTIONS.index(reduction))
+
+
+pack.ask(aten.huber_loss.default, aten.glu.default)

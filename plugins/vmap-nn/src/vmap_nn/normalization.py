@@ -174,3 +174,6 @@ def native_batch_norm_legit(x, weight, bias, running_mean, running_var, training
 def native_batch_norm_without_statistics(x, weight, bias, training, momentum, eps):
     """native_batch_norm with the statistics of the batch."""
     return torch.native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+pack.ask(aten.native_group_norm.default, aten.native_layer_norm.default, aten.layer_norm.default)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..levels import ownership
 from ..levels.args import any_batched
 from ..levels.level import Level, call
+from ..rulekit.asking import asker
 from ..torch_compat.operators import OpOverload, is_random
 from . import inplace
 from .general import unbatched_run
@@ -28,6 +30,7 @@ def out_run(func: Any, names: list[str]) -> Run:
     # a random operation draws per sample whatever its arguments are
     random = is_random(functional)
     run_unbatched = unbatched_run(func, None)
+    ask = asker(func)
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = kwargs[names[0]] if len(names) == 1 else [kwargs[name] for name in names]
@@ -36,7 +39,11 @@ def out_run(func: Any, names: list[str]) -> Run:
                 run_unbatched(level, args, kwargs)
             return out
         rest = {k: v for k, v in kwargs.items() if k not in names}
+        if functional is torch.sum and "dtype" not in rest:  # it adds in the dtype of what it writes to
+            rest["dtype"] = out.dtype
         results = call(level, functional, args, rest)
+        if not random and _dtypes(out) != _dtypes(results):
+            ask((None,) * len(args), args, kwargs)
         if isinstance(out, Tensor):
             inplace.write_out(level, func, out, results)
         else:
@@ -45,6 +52,10 @@ def out_run(func: Any, names: list[str]) -> Run:
         return out
 
     return run
+
+
+def _dtypes(written: Any) -> list[torch.dtype]:
+    return [t.dtype for t in ((written,) if isinstance(written, Tensor) else written)]
 
 
 def factory_run(func: Any) -> Run:

@@ -17,6 +17,7 @@ from ..torch_compat.operators import (
     overload_of,
 )
 from ..torch_compat.state import initial_state
+from .asking import asking
 from .keeping import keep
 
 RuleFunction = Callable[..., Any]
@@ -78,6 +79,7 @@ class Entry:
         override: whether it may replace another pack's rule.
         given: the rule, or the function that is one; None where a family makes it.
         family: makes the rule, given the operator.
+        asks: whether its operator is asked first (see `vmap_core.rulekit.asking`).
         made: the rule, once it has been asked for.
     """
 
@@ -87,6 +89,7 @@ class Entry:
     override: bool
     given: RuleFunction | Rule | None = None
     family: Callable[[Any], RuleFunction | Rule] | None = None
+    asks: bool = False
     made: Rule | None = None
 
     def complete(self) -> Rule:
@@ -97,7 +100,11 @@ class Entry:
                 with initial_state():  # as if it had been made when the pack was loaded
                     rule = self.family(overload_of(self.op))
             rule = rule if isinstance(rule, Rule) else Rule(rule)
-            self.made = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
+            rule = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
+            if self.asks:
+                run = asking(rule.function, overload_of(self.op), rule.kind == "logical")
+                rule = replace(rule, function=run, agreeing=None, by_shape=None)
+            self.made = rule
         return self.made
 
 
@@ -247,6 +254,12 @@ class RulePack:
                 self.missing.add(op.__name__)
             else:
                 self.add(op, make(checked_operator(op)), override=override)
+
+    def ask(self, *ops: Any) -> None:
+        """Let rules of this pack refuse what their operators refuse: each is asked, once for every signature of a sample."""
+        for op in ops:
+            if not isinstance(op, Missing):
+                self.rules.entries[full_name(op) or op].asks = True
 
     def refuse(self, *ops: Any, reason: str) -> None:
         """Enter a rule that raises UnsupportedError with a reason, and what to do instead."""

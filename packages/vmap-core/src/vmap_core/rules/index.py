@@ -151,6 +151,8 @@ def index_select(info, in_dims, x, dim, index):
     scalar = not rank
     wrap_dim(dim, rank)
     index = ensure_bdim(index, i_bdim, info.batch_size)
+    if index.ndim > 2:
+        raise IndexError("index_select(): Index is supposed to be a vector")
     index = index.unsqueeze(1) if index.ndim == 1 else index
     if x_bdim is None and rank:
         d = wrap_dim(dim, rank)
@@ -283,6 +285,8 @@ def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq
     w_bdim, i_bdim = in_dims[:2]
     if w_bdim is None and not scale_grad_by_freq:
         return aten.embedding.default(weight, indices, padding_idx, False, sparse), i_bdim
+    if logical_rank(weight, w_bdim) != 2:
+        raise RuntimeError("'weight' must be 2-D")
     weight, indices = ensure_bdim(weight, w_bdim, info.batch_size), ensure_bdim(indices, i_bdim, info.batch_size)
     if scale_grad_by_freq:
         raise UnsupportedError(
@@ -326,3 +330,13 @@ def _embedding_backward(grad: Any, indices: Any, weight: Any, needs: Any, paddin
 
 
 EMBEDDING = Product(_embedding, _embedding_backward, _expanded_embedding)
+
+
+pack.ask(
+    aten.index_fill.int_Scalar,
+    aten.index_fill.int_Tensor,
+    aten.index_add.default,
+    aten.index_copy.default,
+    aten.index_reduce.default,
+    aten.one_hot.default,
+)

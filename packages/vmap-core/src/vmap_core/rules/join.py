@@ -210,3 +210,11 @@ def _scatter_like(name: str) -> Any:
 
 for _op in (aten.select_scatter.default, aten.slice_scatter.default, aten.diagonal_scatter.default):
     pack.composite(_op)(_scatter_like(_op._schema.name.partition("::")[2]))
+
+
+pack.ask(
+    aten.repeat_interleave.self_Tensor,
+    aten.select_scatter.default,
+    aten.slice_scatter.default,
+    aten.diagonal_scatter.default,
+)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..levels.layout import samples_first
-from ..rulekit.dims import ensure_bdim, physical_dim, to_front
+from ..rulekit.asking import asker
+from ..rulekit.dims import ensure_bdim, physical_dim, promote_like_samples, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
@@ -72,6 +73,7 @@ def _inner(info: Any, in_dims: Any, x: Any, y: Any) -> Any:
     x_bdim, y_bdim = in_dims
     x, y = ensure_bdim(x, x_bdim, info.batch_size), ensure_bdim(y, y_bdim, info.batch_size)
     if x.ndim == 1 or y.ndim == 1:
+        x, y = promote_like_samples((x, y), (0, 0))
         wide, narrow = (y, x) if x.ndim == 1 else (x, y)
         return wide * narrow.reshape(-1, *(1,) * (wide.ndim - 1)), 0
     flat_x = x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1])
@@ -171,6 +173,9 @@ def _linear(info: Any, x: Any, x_bdim: int | None, weight: Any, bias: Any) -> An
     return product(LINEAR, ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
 
 
+_ask_linear = asker(torch.nn.functional.linear)
+
+
 @pack.rule(aten.linear.default)
 def linear(info, in_dims, x, weight, bias=None):
     """(*, k), (m, k), (m) -> (*, m)."""
@@ -183,6 +188,8 @@ def linear(info, in_dims, x, weight, bias=None):
             rows = torch.addmm(bias, x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight.t())
             return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
+    if bias is not None and bias.dtype != x.dtype:
+        _ask_linear(in_dims, (x, weight, bias), {})
     w_rank = weight.ndim - (w_bdim is not None)
     x_rank = x.ndim - (x_bdim is not None)
     if w_rank == 2 and is_expanded(weight, w_bdim):
@@ -209,8 +216,8 @@ def linear(info, in_dims, x, weight, bias=None):
     x, w = ensure_bdim(x, x_bdim, info.batch_size), to_front(flipped, w_bdim)
     rows = x if x_rank == 2 else x.unsqueeze(1)
     bias = ensure_bdim(bias, b_bdim, info.batch_size)
-    if bias.ndim == 2:
-        bias = bias.unsqueeze(1)
+    if bias.ndim < 3:
+        bias = bias.reshape(bias.shape[0], 1, bias.shape[1:].numel())
     out = torch.baddbmm(bias, rows, w)  # (B n k) (B k m)
     return (out if x_rank == 2 else out.squeeze(1)), 0
 
@@ -222,6 +229,8 @@ def _add_product(name: str, product: Any) -> None:
         out = product(a, b)
         if out.dtype == torch.bool:  # a number would make integers of them
             alpha, beta = bool(alpha), bool(beta)
+        elif not (out.is_floating_point() or out.is_complex()):  # and a fraction floating numbers
+            alpha, beta = int(alpha), int(beta)
         out = out if alpha == 1 else out * alpha
         if beta == 0:  # PyTorch then ignores self, its NaNs too
             return out
@@ -311,3 +320,14 @@ def bilinear(x, y, weight, bias=None):
     """(*, i), (*, j), (o, i, j), (o) -> (*, o)."""
     out = torch.einsum("...i,oij,...j->...o", x, weight, y)
     return out if bias is None else out + bias
+
+
+pack.ask(
+    aten.addmm.default,
+    aten.addmv.default,
+    aten.baddbmm.default,
+    aten.addbmm.default,
+    aten.addr.default,
+    aten.cdist.default,
+    aten.bilinear.default,
+)
