@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
+import os
 import random
 import signal
 import sys
@@ -110,8 +112,11 @@ def permitted(vmap: Any, function: Any, sample: list[Tensor]) -> str | None:
     return ""
 
 
-def refusals_of(op: Any, limit: int | None, seed: int = 0, impl: str = "vmap_core") -> tuple[int, list[str]]:
-    """Return how many calls of an entry the loop refuses, and those that vmap permits."""
+def refusals_of(
+    op: Any, limit: int | None, seed: int = 0, impl: str = "vmap_core", seconds: int = 0
+) -> tuple[int, list[str]]:
+    """Return how many calls of an entry the loop refuses, and those that vmap permits; a signal ends it after seconds."""
+    signal.alarm(seconds)
     vmap, count, bad = implementation(impl), 0, []
     if dtype_of(op) is None or full_name(op) in OUT_OF_BOUNDS or is_random(op):
         return 0, []
@@ -120,6 +125,33 @@ def refusals_of(op: Any, limit: int | None, seed: int = 0, impl: str = "vmap_cor
         count += found is not None
         if found:
             bad.append(f"{label}, {found}")
+    return count, bad
+
+
+def apart(*args: Any, **kwargs: Any) -> tuple[int, list[str]]:
+    """Do what `refusals_of` does in a process of its own: where PyTorch itself leaves a tensor's memory, that dies.
+
+    Raises:
+        RuntimeError: it did, or raised something.
+    """
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(receive)
+        try:
+            said = json.dumps(refusals_of(*args, **kwargs))
+        except BaseException as error:
+            said = json.dumps([-1, [repr(error)[:300]]])
+        with open(send, "w") as pipe:
+            pipe.write(said)
+        os._exit(0)
+    os.close(send)
+    with open(receive) as pipe:
+        said = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    count, bad = json.loads(said) if said and not status else (-1, [f"the process died: {status}"])
+    if count < 0:
+        raise RuntimeError(bad[0])
     return count, bad
 
 
@@ -135,23 +167,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    implementation(options.impl)(torch.sin)(torch.ones(2))  # what is loaded at the first use need not be by each child
 
-    def too_long(*_: Any) -> None:
-        raise TimeoutError(f"took longer than {options.seconds} s")
-
-    signal.signal(signal.SIGALRM, too_long)
     k, n = map(int, options.share.split("/"))
     total: collections.Counter[str] = collections.Counter()
     for op in entries(options.ops)[k::n]:
         print(full_name(op), file=sys.stderr)
-        signal.alarm(options.seconds)
         try:
-            count, bad = refusals_of(op, options.samples or None, options.seed, options.impl)
+            count, bad = apart(op, options.samples or None, options.seed, options.impl, options.seconds)
         except Exception as error:
             print(f"{full_name(op)}: not run: {error!r:.200}")
             continue
-        finally:
-            signal.alarm(0)
         total.update(operators=1, refused=count, permitted=len(bad), operators_that_permit=bool(bad))
         if bad:
             print(f"{full_name(op)}: {len(bad)} of {count}: {bad[0]}", flush=True)

@@ -26,6 +26,7 @@ from .levels.recording import current as current_recorder
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
+from .rulekit.asking import asker
 from .rulekit.by_shape import by_shape
 from .rulekit.checked import run_rule
 from .rulekit.dims import (
@@ -69,6 +70,7 @@ __all__ = [
     "UnsupportedError",
     "VmapError",
     "align",
+    "asker",
     "along_dim",
     "aten",
     "batch_dims",

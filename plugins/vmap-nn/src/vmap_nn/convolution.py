@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, settled, to_front
+from vmap_core.extend import Product, RulePack, asker, ensure_bdim, is_expanded, product, settled, to_front
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.convolution")
@@ -112,12 +112,16 @@ def _public(name: str, spatial: int, transposed: bool) -> Any:
         value = list(value) if isinstance(value, list | tuple) else [value]
         return value * spatial if len(value) == 1 else value
 
+    ask = asker(getattr(torch, name))
+
     def public(info: Any, in_dims: Any, x: Any, weight: Any, bias: Any = None, *given: Any) -> Any:
         """(N, C, *) or (C, *), (O, C / groups, *), (O) -> (N, O, *) or (O, *)."""
         options: tuple[Any, ...] = (*given, *defaults[len(given) :])
         stride, padding, *rest = options
         output_padding, groups, dilation = tuple(rest) if transposed else (0, rest[1], rest[0])
         x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
+        if bias is not None and (bias.dtype != x.dtype or bias.ndim != 1 + (b_bdim is not None) or 1 in bias.shape):
+            ask(info, in_dims, (x, weight, bias, *given), {})  # such may be broadcast or promoted
         rank = x.ndim - (x_bdim is not None)
         if rank not in (spatial + 1, spatial + 2):
             raise RuntimeError(

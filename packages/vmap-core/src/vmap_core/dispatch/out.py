@@ -43,7 +43,7 @@ def out_run(func: Any, names: list[str]) -> Run:
             rest["dtype"] = out.dtype
         results = call(level, functional, args, rest)
         if not random and _dtypes(out) != _dtypes(results):
-            ask((None,) * len(args), args, kwargs)
+            ask(level, None, args, kwargs)
         if isinstance(out, Tensor):
             inplace.write_out(level, func, out, results)
         else:

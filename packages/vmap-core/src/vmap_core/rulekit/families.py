@@ -34,7 +34,7 @@ def pointwise(op: OpOverload) -> Rule:
             return emit(*args, **kwargs), bdim
         promoted = _promote(args, in_dims, conditions)
         if any(p is not a for p, a in zip(promoted, args, strict=True)):  # not every operator promotes
-            ask(in_dims, args, kwargs)
+            ask(info, in_dims, args, kwargs)
         aligned, bdim = align(promoted, in_dims)
         return emit(*aligned, **kwargs), bdim
 

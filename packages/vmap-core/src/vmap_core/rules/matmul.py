@@ -189,7 +189,7 @@ def linear(info, in_dims, x, weight, bias=None):
             return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
     if bias is not None and bias.dtype != x.dtype:
-        _ask_linear(in_dims, (x, weight, bias), {})
+        _ask_linear(info, in_dims, (x, weight, bias), {})
     w_rank = weight.ndim - (w_bdim is not None)
     x_rank = x.ndim - (x_bdim is not None)
     if w_rank == 2 and is_expanded(weight, w_bdim):
