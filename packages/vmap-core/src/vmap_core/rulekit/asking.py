@@ -24,7 +24,7 @@ from ..levels.args import unwrap, unwrap_kwargs
 from ..levels.containers import map_with_dims
 from ..levels.level import Level
 from ..levels.tensor import BatchedTensor
-from ..torch_compat.operators import OpOverload
+from ..torch_compat.operators import OpOverload, overload_of
 from ..torch_compat.state import initial_state
 
 Ask = Callable[[Level, Any, Any, dict[str, Any]], torch.dtype | None]
@@ -64,7 +64,6 @@ def asker(op: Callable[..., Any]) -> Ask:
     dtype of the result, where that is one tensor. What it has let pass it lets pass again.
     """
     known: dict[Any, torch.dtype | None] = {}
-    call = _liberal(op) if isinstance(op, OpOverload) else op
 
     def ask(level: Level, dims: Any, args: Any, kwargs: dict[str, Any]) -> torch.dtype | None:
         given = (*args, *kwargs.values()) if kwargs else args
@@ -82,7 +81,7 @@ def asker(op: Callable[..., Any]) -> Ask:
                     return known[key]
             except TypeError:  # what else has no hash
                 return None
-        dtype = _ask(call, level, dims, args, kwargs)
+        dtype = _ask(_liberal(overload_of(op)), level, dims, args, kwargs)
         if len(known) >= ENTRIES:
             known.clear()
         if level.batch_size:  # an empty batch may have been let pass for want of a sample
@@ -92,8 +91,10 @@ def asker(op: Callable[..., Any]) -> Ask:
     return ask
 
 
-def _liberal(op: OpOverload) -> Callable[..., Any]:
+def _liberal(op: Any) -> Callable[..., Any]:
     """Return an overload that takes one number for a list of numbers, as the functions of PyTorch do."""
+    if not isinstance(op, OpOverload):
+        return op
     sizes = {a.name: a.N for a in op._schema.arguments if a.N is not None}
     names = [a.name for a in op._schema.arguments]
 

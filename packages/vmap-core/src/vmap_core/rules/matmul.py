@@ -100,6 +100,9 @@ def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
         raise RuntimeError(f"{name} must be a {rank}D tensor, got {x.ndim - (bdim is not None)}D")
 
 
+_ask_matmul, _ask_linear = asker(torch.matmul), asker(torch.nn.functional.linear)
+
+
 @pack.rule(aten.matmul.default, aten.linalg_matmul.default)
 def matmul(info, in_dims, a, b):
     """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
@@ -127,6 +130,8 @@ def matmul(info, in_dims, a, b):
         b = ensure_bdim(b, b_bdim, info.batch_size)
         out = product(LINEAR, b if b_rank == 1 else b.mT, to_front(a, a_bdim), None)
         return (out if b_rank == 1 else out.mT), 0
+    if a.dtype != b.dtype:  # without elements a product in batches takes them
+        _ask_matmul(info, in_dims, (a, b), {})
     rank = max(a_rank, b_rank, 2)
     a, b = _as_matrices(a, a_bdim, rank, -2), _as_matrices(b, b_bdim, rank, -1)
     out = torch.matmul(a, b)
@@ -173,9 +178,6 @@ def _linear(info: Any, x: Any, x_bdim: int | None, weight: Any, bias: Any) -> An
     return product(LINEAR, ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
 
 
-_ask_linear = asker(torch.nn.functional.linear)
-
-
 @pack.rule(aten.linear.default)
 def linear(info, in_dims, x, weight, bias=None):
     """(*, k), (m, k), (m) -> (*, m)."""
@@ -188,9 +190,9 @@ def linear(info, in_dims, x, weight, bias=None):
             rows = torch.addmm(bias, x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight.t())
             return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
-    if bias is not None and bias.dtype != x.dtype:
-        _ask_linear(info, in_dims, (x, weight, bias), {})
     w_rank = weight.ndim - (w_bdim is not None)
+    if weight.dtype != x.dtype or w_rank != 2 or not _fits(bias, b_bdim, weight, w_bdim):
+        _ask_linear(info, in_dims, (x, weight, bias), {})
     x_rank = x.ndim - (x_bdim is not None)
     if w_rank == 2 and is_expanded(weight, w_bdim):
         weight = to_front(weight, w_bdim)
@@ -220,6 +222,15 @@ def linear(info, in_dims, x, weight, bias=None):
         bias = bias.reshape(bias.shape[0], 1, bias.shape[1:].numel())
     out = torch.baddbmm(bias, rows, w)  # (B n k) (B k m)
     return (out if x_rank == 2 else out.squeeze(1)), 0
+
+
+def _fits(bias: Any, b_bdim: int | None, weight: Any, w_bdim: int | None) -> bool:
+    """Tell whether a bias is there, and is a vector of the dtype and with as many elements as a weight (m, k) has rows."""
+    if bias is None:
+        return True
+    if bias.ndim - (b_bdim is not None) != 1 or bias.dtype != weight.dtype:
+        return False
+    return bool(bias.size(0 if b_bdim else -1) == weight.size(0 if w_bdim else -2))
 
 
 def _add_product(name: str, product: Any) -> None:
