@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, ensure_bdim, every_sample
+from vmap_core.extend import RulePack, align, ensure_bdim, every_sample, to_front
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.loss")
@@ -18,6 +18,17 @@ REDUCTIONS = ("none", "mean", "sum")  # by ATen's codes
 def reduce(loss: Tensor, reduction: int) -> Tensor:
     """Apply ATen's reduction code: 0 none, 1 mean, 2 sum."""
     return loss.mean() if reduction == 1 else loss.sum() if reduction == 2 else loss
+
+
+@pack.rule(aten.binary_cross_entropy.default)
+def binary_cross_entropy(info, in_dims, x, target, weight=None, reduction=1):
+    """(*), (*), (*) -> (*) or (); the kernel looks whether all of x is between 0 and 1, and knows the slope at these."""
+    (x, target, weight), bdim = align((x, target, weight), (*in_dims, None)[:3])
+    loss = aten.binary_cross_entropy.default(x, target, weight, 0)
+    if not reduction:
+        return loss, bdim
+    rows = to_front(loss, bdim).flatten(1) if loss.ndim > 1 else loss.unsqueeze(1)
+    return (rows.mean(1) if reduction == 1 else rows.sum(1)), 0
 
 
 @pack.composite(aten.huber_loss.default)

@@ -200,3 +200,10 @@ def native_batch_norm_legit(x, weight, bias, running_mean, running_var, training
 def native_batch_norm_without_statistics(x, weight, bias, training, momentum, eps):
     """native_batch_norm with the statistics of the batch."""
     return torch.native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+@pack.composite(aten._weight_norm_interface.default)
+def weight_norm(v, g, dim=0):
+    """(*), (1, n, 1...) -> (*) scaled to the norms g, and the norms it had."""
+    norm = torch.norm_except_dim(v.float() if v.dtype == torch.bfloat16 else v, 2, dim)
+    return (v * (g / norm)).to(v.dtype), norm

@@ -42,6 +42,7 @@ class Rule:
         by_shape: a physical rule that looks at nothing but shapes, and does what this one does where it does not raise.
         inplace_method: the method of Tensor that an elementwise operator which writes to its first argument is.
         may_return_self: whether the result may be the very tensor that the operator got.
+        when: tells by the types of arguments which calls of a function the rule is for; None: all.
     """
 
     function: RuleFunction
@@ -52,6 +53,7 @@ class Rule:
     by_shape: RuleFunction | None = None
     inplace_method: str | None = None
     may_return_self: bool = False
+    when: Callable[[Any, Any], bool] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -232,12 +234,20 @@ class RulePack:
 
         return decorate
 
-    def logical(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
-        """Decorate a rule ``(info, *args, **kwargs) -> output`` that handles the BatchedTensors itself."""
+    def logical(
+        self, *ops: Any, override: bool = False, when: Callable[[Any, Any], bool] | None = None
+    ) -> Callable[[RuleFunction], RuleFunction]:
+        """Decorate a rule ``(info, *args, **kwargs) -> output`` that handles the BatchedTensors itself.
+
+        Args:
+            ops: overloads or functions of PyTorch.
+            override: the rule replaces another pack's rule for the same operator.
+            when: of functions, given ``args`` and ``kwargs``: whether the rule is for calls with arguments of these types.
+        """
 
         def decorate(function: RuleFunction) -> RuleFunction:
             for op in ops:
-                self.add(op, function, kind="logical", override=override)
+                self.add(op, Rule(function, when=when), kind="logical", override=override)
             return function
 
         return decorate

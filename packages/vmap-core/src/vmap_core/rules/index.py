@@ -102,7 +102,7 @@ def index(info, in_dims, x, indices):
     return out, 0
 
 
-_ask_put = asker(aten.index_put.default)
+_ask_put, _ask_embedding = asker(aten.index_put.default), asker(aten.embedding.default)
 
 
 def _placed(info: Any, x: Any, indices: Any, dims: Any, values: Any, values_bdim: int | None, region: Region) -> Any:
@@ -300,6 +300,8 @@ def one_hot(info, in_dims, x, num_classes=-1):
 def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """(v, d), (*) -> (*, d)."""
     w_bdim, i_bdim = in_dims[:2]
+    if indices.dtype not in (torch.int64, torch.int32):
+        _ask_embedding(info, in_dims, (weight, indices, padding_idx), {})
     if w_bdim is None and not scale_grad_by_freq:
         return aten.embedding.default(weight, indices, padding_idx, False, sparse), i_bdim
     if logical_rank(weight, w_bdim) != 2:

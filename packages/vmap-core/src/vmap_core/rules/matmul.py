@@ -18,6 +18,10 @@ from ..torch_compat.operators import named_aten as aten
 pack = RulePack("core.matmul")
 
 
+_ask_matmul, _ask_bmm, _ask_linear = asker(torch.matmul), asker(torch.bmm), asker(torch.nn.functional.linear)
+_ask_vecdot = asker(aten.linalg_vecdot.default)
+
+
 @pack.rule(aten.mm.default)
 def mm(info, in_dims, a, b):
     """(n, k), (k, m) -> (n, m)."""
@@ -92,15 +96,15 @@ def bmm(info, in_dims, a, b):
     """(b, n, k), (b, k, m) -> (b, n, m): the batch dim is one more in front."""
     _check_ranks("batch1", a, in_dims[0], 3)
     _check_ranks("batch2", b, in_dims[1], 3)
+    a_bdim, b_bdim = in_dims
+    if a.size(1 if a_bdim == 0 else 0) != b.size(1 if b_bdim == 0 else 0):
+        _ask_bmm(info, in_dims, (a, b), {})
     return matmul(info, in_dims, a, b)
 
 
 def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
     if x.ndim - (bdim is not None) != rank:
         raise RuntimeError(f"{name} must be a {rank}D tensor, got {x.ndim - (bdim is not None)}D")
-
-
-_ask_matmul, _ask_linear = asker(torch.matmul), asker(torch.nn.functional.linear)
 
 
 @pack.rule(aten.matmul.default, aten.linalg_matmul.default)
@@ -275,6 +279,8 @@ def outer(info, in_dims, x, y):
 def vecdot(info, in_dims, x, y, *, dim=-1):
     """(*, k), (*, k) -> (*)."""
     rank = max(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True))
+    if rank == 1:  # two vectors do not broadcast
+        _ask_vecdot(info, in_dims, (x, y), {"dim": dim})
     x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims[:2], strict=True))
     return torch.linalg.vecdot(x, y, dim=physical_dim(dim, rank) - rank - 1), 0
 

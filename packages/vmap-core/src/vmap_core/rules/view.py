@@ -140,6 +140,17 @@ def select(info, in_dims, x, dim, index):
     return x.select(d, index), bdim - (d < bdim)
 
 
+def _by_tensor(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(a, torch.Tensor) for a in (*args[1:], *kwargs.values()))
+
+
+@pack.logical(torch.select, torch.Tensor.select, when=_by_tensor)
+def select_tensor(info, x, dim, index):
+    """(*, n, *), () -> (*, *), at a place that may differ from sample to sample."""
+    with info.pushed():
+        return gathered(x, [None] * wrap_dim(dim, x.ndim) + [index])
+
+
 @pack.rule(aten.slice.Tensor)
 @by_shape
 def slice_(info, in_dims, x, dim=0, start=None, end=None, step=1):
