@@ -84,4 +84,4 @@ def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, REDUCTIONS.index(reduction))
 
 
-pack.ask(aten.huber_loss.default, aten.glu.default)
+pack.ask(aten.binary_cross_entropy.default, aten.huber_loss.default, aten.glu.default)
