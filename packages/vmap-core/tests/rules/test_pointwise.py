@@ -21,7 +21,7 @@ CASES = {
     "where, number first": (lambda c, y: torch.where(c, 2.0, y), X > 0, X),
     "where, number last": (lambda c, x: torch.where(c, x, 2.0), X > 0, X),
     "where of numbers": (lambda c: torch.where(c, 1.0, -1.0), X > 0),
-    "float_power": (torch.float_power, X.abs() + 0.5, S),
+    "float_power by a scalar": (torch.float_power, X.abs() + 0.5, S),
     "float_power by a vector": (torch.float_power, X.abs() + 0.5, V),
     # PyTorch's pointwise tag alone brings these.
     "add of a number": (lambda x: torch.add(x, 2, alpha=3), X),
