@@ -85,6 +85,8 @@ class Level(TorchFunctionMode):
         active: False once the vmap has returned.
         dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
             from the engine are recorded; set while tensors are lowered (see `dispatch.lowering`).
+        inputs: the arguments of the mapped function, flat.
+        seen: the storages of inputs in which samples see each other; None before the first write (see `levels.sharing`).
         gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
     """
@@ -92,6 +94,8 @@ class Level(TorchFunctionMode):
     dispatch_keys: Any = None
     modes: Sequence[Any] = ()
     gathered: Sequence[Any] = ()
+    inputs: Sequence[Any] = ()
+    seen: frozenset[int | None] | None = None
 
     def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""

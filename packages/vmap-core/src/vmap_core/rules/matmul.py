@@ -14,6 +14,7 @@ from ..rulekit.dims import ensure_bdim, physical_dim, promote_like_samples, to_f
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
+from .sparse import product as sparse_product
 
 pack = RulePack("core.matmul")
 
@@ -110,6 +111,8 @@ def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
 @pack.rule(aten.matmul.default, aten.linalg_matmul.default)
 def matmul(info, in_dims, a, b):
     """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
+    if a.is_sparse or b.is_sparse:
+        return sparse_product(info, in_dims, a, b)
     a_bdim, b_bdim = in_dims
     a_rank, b_rank = a.ndim - (a_bdim is not None), b.ndim - (b_bdim is not None)
     if not a_rank or not b_rank:
