@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, align, ensure_bdim, every_sample, to_front
+from vmap_core.extend import RulePack, ensure_bdim, every_sample, pad_rank
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.loss")
@@ -23,11 +23,12 @@ def reduce(loss: Tensor, reduction: int) -> Tensor:
 @pack.rule(aten.binary_cross_entropy.default)
 def binary_cross_entropy(info, in_dims, x, target, weight=None, reduction=1):
     """(*), (*), (*) -> (*) or (); the kernel looks whether all of x is between 0 and 1, and knows the slope at these."""
-    (x, target, weight), bdim = align((x, target, weight), (*in_dims, None)[:3])
-    loss = aten.binary_cross_entropy.default(x, target, weight, 0)
+    x_bdim, t_bdim, w_bdim = (*in_dims, None)[:3]
+    x, target = ensure_bdim(x, x_bdim, info.batch_size), ensure_bdim(target, t_bdim, info.batch_size)
+    loss = aten.binary_cross_entropy.default(x, target, pad_rank(weight, w_bdim, x.ndim - 1), 0)
     if not reduction:
-        return loss, bdim
-    rows = to_front(loss, bdim).flatten(1) if loss.ndim > 1 else loss.unsqueeze(1)
+        return loss, 0
+    rows = loss.flatten(1) if loss.ndim > 1 else loss.unsqueeze(1)
     return (rows.mean(1) if reduction == 1 else rows.sum(1)), 0
 
 

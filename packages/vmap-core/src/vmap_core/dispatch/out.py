@@ -40,7 +40,7 @@ def out_run(func: Any, names: list[str]) -> Run:
             return out
         rest = {k: v for k, v in kwargs.items() if k not in names}
         if functional is torch.sum and "dtype" not in rest:  # it adds in the dtype of what it writes to
-            rest["dtype"] = out.dtype
+            rest["dtype"] = kwargs["out"].dtype
         results = call(level, functional, args, rest)
         if not random and _dtypes(out) != _dtypes(results):
             ask(level, None, args, kwargs)

@@ -95,8 +95,8 @@ def _liberal(op: Any) -> Callable[..., Any]:
     """Return an overload that takes one number for a list of numbers, as the functions of PyTorch do."""
     if not isinstance(op, OpOverload):
         return op
-    sizes = {a.name: a.N for a in op._schema.arguments if a.N is not None}
-    names = [a.name for a in op._schema.arguments]
+    arguments: Any = op._schema.arguments
+    names, sizes = [a.name for a in arguments], {a.name: a.N for a in arguments if a.N is not None}
 
     def listed(name: str, a: Any) -> Any:
         return [a] * sizes[name] if name in sizes and isinstance(a, int | float) else a

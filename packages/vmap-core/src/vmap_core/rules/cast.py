@@ -41,7 +41,7 @@ def as_number(value: Any, dtype: torch.dtype) -> Any:
             raise RuntimeError(
                 f"value cannot be converted to type {_NAMES.get(dtype, f'{str(dtype)[6:]}_t')} without overflow"
             )
-    return value.to(dtype)
+    return (value.real if real else value).to(dtype)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:
