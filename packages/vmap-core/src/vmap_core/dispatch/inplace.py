@@ -93,8 +93,8 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     Raises:
         InplaceError: a tensor's values are other ones now; they are put back.
     """
-    outside = [t for t in leaves(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
-    if not outside or random or level.batch_size == 1:
+    outside = [t for t in (_outside(level, t) for t in leaves(targets)) if t is not None]
+    if not outside or random or level.is_one:
         yield
         return
     with torch.no_grad():
@@ -105,6 +105,13 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
             if t.shape != old.shape or _changed(t, old):
                 t.copy_(old)
                 raise _shared_update(level, op, t)
+
+
+def _outside(level: Level, t: Any) -> Any:
+    """Return a tensor whose memory comes from outside the mapped function, as it is there; None for one from inside."""
+    if type(t) is not BatchedTensor or t._level is not level:
+        return t
+    return t._value if t._bdim is None and t._origin is None else None
 
 
 def _changed(new: Any, old: Any) -> bool:
@@ -192,7 +199,7 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
             args, kwargs = arrange(args, kwargs)
         x = args[0]
         if type(x) is not BatchedTensor or x._level is not level:
-            if level.batch_size != 1:
+            if not level.is_one:
                 raise _shared_update(level, op, x)
             return emitter(op)(*args, **kwargs)
         if x._bdim is None and type(x._origin) is Origin:

@@ -33,8 +33,14 @@ def refuse_seen(level: Level, x: Any, op: object) -> None:
         InplaceError: its memory is that of an input, and of another sample, or of all.
     """
     if level.seen is None:
-        level.seen = _seen(level) if level.batch_size > 1 else frozenset()
+        level.seen = _seen(level) if level.batch_size > 1 else set()
     if level.seen and storage_of(x) in level.seen:
+        if level.rows:
+            raise InplaceError(
+                f"vmap: {op} at {user_location()}, in vmap of {level.name!r}, writes to a tensor of logical shape "
+                f"{tuple(x.shape)} from outside a branch that not all samples take. Instead: write to a copy (self.clone()), and return "
+                f"it from the branch."
+            )
         raise InplaceError(
             f"vmap: {op} at {user_location()}, in vmap of {level.name!r}, writes to an input of logical shape "
             f"{tuple(x.shape)} whose memory other samples see: one tensor is mapped and shared in one call, or mapped over two "
@@ -43,7 +49,7 @@ def refuse_seen(level: Level, x: Any, op: object) -> None:
         )
 
 
-def _seen(level: Level) -> frozenset[int | None]:
+def _seen(level: Level) -> set[int | None]:
     """Return the storages of mapped inputs in which an element belongs to two samples, or to one and to what all share."""
     by_storage: dict[int | None, list[Any]] = {}
     for a in level.inputs:
@@ -55,7 +61,7 @@ def _seen(level: Level) -> frozenset[int | None]:
             found = by_storage.get(storage_of(a))
             if found is not None:
                 found.append(a)
-    return frozenset(s for s, tensors in by_storage.items() if _samples_overlap(level, tensors))
+    return {s for s, tensors in by_storage.items() if _samples_overlap(level, tensors)}
 
 
 def _others(level: Level) -> Iterator[Any]:

@@ -111,8 +111,15 @@ def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
 @pack.rule(aten.matmul.default, aten.linalg_matmul.default)
 def matmul(info, in_dims, a, b):
     """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
-    if a.is_sparse or b.is_sparse:
-        return sparse_product(info, in_dims, a, b)
+    try:
+        return _matmul(info, in_dims, a, b)
+    except (RuntimeError, NotImplementedError):
+        if a.is_sparse or b.is_sparse:  # asked only now, since it takes longer than to try
+            return sparse_product(info, in_dims, a, b)
+        raise
+
+
+def _matmul(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
     a_bdim, b_bdim = in_dims
     a_rank, b_rank = a.ndim - (a_bdim is not None), b.ndim - (b_bdim is not None)
     if not a_rank or not b_rank:

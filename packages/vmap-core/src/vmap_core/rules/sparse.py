@@ -129,12 +129,8 @@ def product(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
         out, bdim = product(info, (b_bdim, a_bdim), b, a)
         return out.movedim(bdim, 0).mT, 0
     rank = b.ndim - (b_bdim is not None)
-    if (
-        a.layout is not torch.sparse_coo
-        or b.layout is not torch.strided
-        or rank not in (1, 2)
-        or a.sparse_dim() != a.ndim
-    ):
+    is_matrix = a.layout is torch.sparse_coo and a.sparse_dim() == a.ndim == 2 + (a_bdim is not None)
+    if not is_matrix or b.layout is not torch.strided or rank not in (1, 2):
         raise UnsupportedError(
             f"vmap: a product of {a.layout} and {b.layout} tensors, at {user_location()}. Instead: make one of them dense "
             f"(to_dense())."
