@@ -46,11 +46,13 @@ def check_call(op: Callable[..., Any], *args: Any, dtypes: Sequence[torch.dtype]
 
 
 def check_refused(op: Callable[..., Any], *args: Any) -> None:
-    """Check that a mapped call is refused, as the call with one sample is."""
+    """Check that a mapped call is refused, as the call with one sample is, also where only one tensor is mapped."""
     with pytest.raises(REFUSALS):
         op(*args)
-    with pytest.raises(REFUSALS):
-        _mapped(op, *tree_flatten(args))
+    leaves, spec = tree_flatten(args)
+    for alone in (None, *(k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor))):
+        with pytest.raises(REFUSALS):
+            _mapped(op, leaves, spec, alone)
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
@@ -62,8 +64,8 @@ def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf.to(dtype) if dtype.is_floating_point or dtype.is_complex else (4 * leaf).to(dtype)
 
 
-def _mapped(op: Callable[..., Any], leaves: list[Any], spec: Any) -> Any:
-    """Map a call over two copies of each of its tensors."""
+def _mapped(op: Callable[..., Any], leaves: list[Any], spec: Any, alone: int | None = None) -> Any:
+    """Map a call over two copies of each of its tensors, or of one of them alone."""
     places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def function(*tensors: Tensor) -> Any:
@@ -72,4 +74,6 @@ def _mapped(op: Callable[..., Any], leaves: list[Any], spec: Any) -> Any:
             filled[place] = tensor
         return op(*tree_unflatten(filled, spec))
 
-    return vmap(function)(*(torch.stack([leaves[k]] * 2) for k in places))
+    dims = tuple(0 if alone in (None, k) else None for k in places)
+    given = (leaves[k] if d is None else torch.stack([leaves[k]] * 2) for k, d in zip(places, dims, strict=True))
+    return vmap(function, in_dims=dims)(*given)

@@ -29,6 +29,7 @@ from .levels.sharing import values_around
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
+from .rulekit.asking import asker
 from .rulekit.by_shape import by_shape
 from .rulekit.checked import run_rule
 from .rulekit.dims import (
@@ -77,6 +78,7 @@ __all__ = [
     "align",
     "along_dim",
     "as_now",
+    "asker",
     "aten",
     "batch_dims",
     "become",

@@ -99,6 +99,9 @@ REFUSED = {
     "index_select, no such dim": (lambda x, i: torch.index_select(x, 2, i), M, P),
     "index_add of other shapes": (lambda x, i, s: x.index_add(0, i, s), M, P, M),
     "index_copy of other dtypes": (lambda x, i, s: x.index_copy(0, i, s), M, P, M[:2].double()),
+    "index_put, a mask of another shape": (lambda x, m, v: x.index_put((m,), v), M, I[:2] > 0, M[0, 0]),
+    "index_put, values of more dims": (lambda x, i, v: x.index_put((i,), v), M, P[0], M[None, :1]),
+    "embedding of truth values": (lambda w, i: torch.nn.functional.embedding(i, w), M, P > 0),
     "index_fill by a vector": (lambda x, i, v: x.index_fill(0, i, v), M, P, M[0]),
 }
 

@@ -104,3 +104,32 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+REFUSED_BY_THE_OPERATOR = {
+    "dot of matrices": (torch.dot, M, M),
+    "addmv by a matrix": (torch.addmv, U, M, M),
+    "addr of matrices": (torch.addr, M, M, M),
+    "baddbmm, other sizes in front": (torch.baddbmm, A @ B, A, B[:1]),
+    "bmm, other sizes in front": (torch.bmm, A, B[:1]),
+    "cdist of a vector": (torch.cdist, V, M),
+    "vecdot of other lengths": (torch.linalg.vecdot, V, V[:1]),
+    "bilinear of other leading dims": (torch.nn.functional.bilinear, M, A[0, :2], torch.ones(3, 4, 4)),
+    "linear by three dims": (torch.nn.functional.linear, V, A, U),
+    "linear, a bias of another dtype": (torch.nn.functional.linear, M, N.mT, W.double()),
+    "linear, a bias of another size": (torch.nn.functional.linear, M, N.mT[:1], W),
+    "mm of other dtypes without elements": (torch.mm, M[:, :0].double(), N[:0]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_THE_OPERATOR)
+def test_refused_by_the_operator(name):
+    check_refused(*REFUSED_BY_THE_OPERATOR[name])
+
+
+def test_dtypes_of_mixed_operands():
+    n = torch.arange(12).reshape(3, 4)
+    check_call(lambda c, a, b: torch.addmv(c, a, b, beta=0.5, alpha=1.5), n[:, 0], n, n[0], dtypes=())
+    check_call(lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=1.5), n @ n.T, n, n.T, dtypes=())
+    check_call(torch.inner, V[0].double(), A, dtypes=(), gradients=False)
+    check_call(torch.addr, M.double(), U, V, dtypes=(), gradients=False)

@@ -21,7 +21,13 @@ CASES = {
     "where, number first": (lambda c, y: torch.where(c, 2.0, y), X > 0, X),
     "where, number last": (lambda c, x: torch.where(c, x, 2.0), X > 0, X),
     "where of numbers": (lambda c: torch.where(c, 1.0, -1.0), X > 0),
+    "float_power by a scalar": (torch.float_power, X.abs() + 0.5, S),
+    "float_power by a vector": (torch.float_power, X.abs() + 0.5, V),
     # PyTorch's pointwise tag alone brings these.
+    "add of a number": (lambda x: torch.add(x, 2, alpha=3), X),
+    "sub of a number": (lambda x: x.sub(2, alpha=3), X),
+    "rsub from a number": (lambda x: torch.rsub(x, 2, alpha=3), X),
+    "add of a number in place": (lambda x: x.clone().add_(2, alpha=3), X),
     "add": (lambda x, y: torch.add(x, y, alpha=2), X, V),
     "add of a number times alpha": (lambda x: torch.add(x, 2, alpha=3), X),
     "floor_divide": (torch.floor_divide, X, V),
@@ -78,3 +84,17 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+def test_numbers_of_another_kind_than_the_tensors():
+    n = torch.arange(4)
+    check_call(lambda x: torch.sub(x, -2.5, alpha=3), n, dtypes=())
+    check_call(lambda x: x.add(2.5, alpha=2), n, dtypes=())
+    check_call(lambda x: torch.add(x, 1.5j, alpha=2), X, dtypes=())
+    check_call(lambda x: aten.add.Scalar(x, 2.5, 3), n, dtypes=())
+    check_refused(lambda x: x.add(2, alpha=1.5), n)
+
+
+def test_float_power_rounds_no_operand_to_the_others_dtype():
+    check_call(torch.float_power, (X.abs() + 0.5).bfloat16(), torch.tensor(1.7), dtypes=(), gradients=False)
+    check_call(torch.float_power, torch.tensor(1.7), (X.abs() + 0.5).bfloat16(), dtypes=(), gradients=False)

@@ -84,10 +84,17 @@ REFUSED = {
     "gather of floats": (lambda x: torch.gather(x, 0, x), M),
     "scatter of other dtypes": (lambda x, i, s: torch.scatter(x, 1, i, s), M, I, X[1].double()),
     "masked_fill by a vector": (lambda x, m, v: x.masked_fill(m, v), M, MASK, V),
+    "masked_fill by what does not fit": (lambda x, m, v: x.masked_fill(m, v), I, I > 0, torch.tensor(1 + 2j)),
+    "masked_fill by what is too large": (lambda x, m, v: x.masked_fill(m, v), I.char(), I > 0, torch.tensor(300)),
+    "masked_fill by infinity": (lambda x, m, v: x.masked_fill(m, v), I, I > 0, torch.tensor(torch.inf)),
+    "index_fill by what is too large": (lambda x, v: x.index_fill(0, ZERO, v), I.char(), torch.tensor(300)),
+    "full_like of what is too large": (lambda x, v: torch.full_like(x, v), I.char(), torch.tensor(300)),
     "masked_fill by numbers": (lambda x: x.masked_fill(x, 1), M),
     "masked_scatter of too few": (torch.masked_scatter, M, MASK, V[:2]),
     "tril of a vector": (torch.tril, V),
     "trace of a vector": (torch.trace, V),
+    "trace of truth values": (torch.trace, MASK),
+    "take at places of 32 bits": (torch.take, M, FLAT.int()),
     "fill by a vector": (torch.fill, M, V),
     "fill_diagonal_ of a vector": (lambda x: x.clone().fill_diagonal_(2), V),
     "fill_diagonal_ of unequal dims": (lambda x: x.clone().fill_diagonal_(2), X),
@@ -97,3 +104,15 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+@pytest.mark.parametrize("value", [2.7, -3, 1 + 0j, True, -1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float16, torch.float32, torch.complex64])
+def test_numbers_that_fit(dtype, value):
+    x, mask, value = torch.zeros(3, dtype=dtype), torch.tensor([True, False, True]), torch.tensor(value)
+    try:
+        x.masked_fill(mask, value)
+    except RuntimeError:
+        check_refused(lambda x, m, v: x.masked_fill(m, v), x, mask, value)
+    else:
+        check_call(lambda x, m, v: x.masked_fill(m, v), x, mask, value, dtypes=(), gradients=False)

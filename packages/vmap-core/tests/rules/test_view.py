@@ -125,6 +125,7 @@ def test_places_in_tensors():
 
 REFUSED = {
     "expand to less": (lambda x: x.expand(3), M),
+    "expand to -1 in front": (lambda x: x.expand(-1, 3, 4), M),
     "expand of a longer dim": (lambda x: x.expand(3, 5), M),
     "permute of fewer dims": (lambda x: x.permute(0, 1), X),
     "permute, twice the same": (lambda x: x.permute(0, 0), M),
@@ -134,6 +135,10 @@ REFUSED = {
     "squeeze, no such dim": (lambda x: x.squeeze(2), M),
     "select of a scalar": (lambda x: x.select(0, 0), S),
     "select outside": (lambda x: x.select(0, 3), M),
+    "narrow from several places": (lambda x, i: x.narrow(0, i, 1), M, torch.tensor([1])),
+    "narrow from no whole number": (lambda x, i: x.narrow(0, i, 1), M, S),
+    "select by no whole number": (lambda x, i: torch.select(x, 0, i), M, S),
+    "tensor_split at places of 32 bits": (torch.tensor_split, M, torch.tensor([1], dtype=torch.int32)),
     "narrow outside": (lambda x: x.narrow(0, 2, 2), M),
     "unbind of a scalar": (lambda x: x.unbind(), S),
     "split of a scalar": (lambda x: x.split(1), S),

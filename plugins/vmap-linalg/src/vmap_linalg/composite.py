@@ -126,8 +126,9 @@ def multi_dot(info, tensors):
     """[(n0, n1), (n1, n2), ...], vectors at the ends -> their product, in the order of fewest multiplications."""
     shapes = [tuple(t.shape) for t in tensors]
     ranks = [len(s) for s in shapes]
-    if len(shapes) < 2 or not set(ranks) <= {1, 2} or 1 in ranks[1:-1] or not _fit(shapes):
-        torch.linalg.multi_dot([torch.zeros(s) for s in shapes])  # says what is wrong
+    alike = len({t.dtype for t in tensors}) == 1
+    if len(shapes) < 2 or not set(ranks) <= {1, 2} or 1 in ranks[1:-1] or not alike or not _fit(shapes):
+        torch.linalg.multi_dot([torch.zeros(t.shape, dtype=t.dtype) for t in tensors])  # says what is wrong
     return _chain(info, tensors, shapes)
 
 

@@ -93,6 +93,8 @@ def _system(op: Any, inputs: list[str], outputs: list[str]) -> Any:
     solved = [r.endswith("*") for r in outputs]
     names = [a.name for a in op._schema.arguments]
     left_at = names.index("left") if "left" in names else len(names)
+    vector_at = inputs.index("1") if "1" in inputs else None  # pivots, or factors of Householder's vectors
+    nothing_broadcasts = op._schema.name == "aten::ormqr"
 
     def system(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         tensors, dims = list(args[:count]), list(in_dims[:count])
@@ -102,6 +104,12 @@ def _system(op: Any, inputs: list[str], outputs: list[str]) -> Any:
             tensors[1], dims[1] = to_front(tensors[1], dims[1]).unsqueeze(-1), None if dims[1] is None else 0
         if (vector and not left) or any(logical_rank(x, d) < r for x, d, r in zip(tensors, dims, ranks, strict=True)):
             raise_for_sample(None, op, in_dims, args, kwargs)
+        if vector_at is not None:
+            leads = [
+                logical_shape(x, d)[: logical_rank(x, d) - r] for x, d, r in zip(tensors, dims, ranks, strict=True)
+            ]
+            if len(set(leads if nothing_broadcasts else (leads[inputs.index("2")], leads[vector_at]))) > 1:
+                raise_for_sample(None, op, in_dims, args, kwargs)
         shared = info.batch_size and tensors[rhs].ndim == 3 and all(
             i == rhs or (d is None and x.ndim == r)
             for i, (x, d, r) in enumerate(zip(tensors, dims, ranks, strict=True))

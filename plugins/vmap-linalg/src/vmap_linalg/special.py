@@ -74,3 +74,6 @@ _with_tolerances(aten.linalg_pinv.atol_rtol_tensor)
 _with_tolerances(aten.linalg_pinv.rcond_tensor, "rcond")
 _with_tolerances(aten.linalg_matrix_rank.atol_rtol_tensor)
 _with_tolerances(aten.linalg_matrix_rank.tol_tensor, "tol")
+
+
+pack.ask(aten.linalg_lstsq.default)

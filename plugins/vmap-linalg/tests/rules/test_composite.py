@@ -66,6 +66,7 @@ REFUSED = {
     "norm of three dims": (L.norm, TALL.expand(2, 5, 3), 2),
     "matrix_norm of a vector": (L.matrix_norm, V),
     "multi_dot of other sizes": (lambda x, y: L.multi_dot([x, y]), A, TALL),
+    "multi_dot of other dtypes": (lambda x, y: L.multi_dot([x, y]), A[:, :0], A[:0].float()),
     "multi_dot of one": (lambda x: L.multi_dot([x]), A),
     "chain_matmul of vectors": (torch.chain_matmul, V, V),
     "tensorinv of other sizes": (L.tensorinv, TALL),

@@ -112,3 +112,6 @@ def _constant(weight: Tensor) -> Tensor:
 def linear_cross_entropy(info, *args, **kwargs):
     """(N, F), (C, F), (N) -> () or (N). Its chunks (``options``) save memory for one sample; products serve them all."""
     return call_inherent(info, functional.linear_cross_entropy, args, {**kwargs, "options": None})
+
+
+pack.ask(aten.cross_entropy_loss.default, aten.nll_loss_nd.default)

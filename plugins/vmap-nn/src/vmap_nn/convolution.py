@@ -7,18 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmap_core.extend import Product, RulePack, ensure_bdim, is_expanded, product, settled, to_front
+from vmap_core.extend import Product, RulePack, asker, ensure_bdim, is_expanded, product, settled, to_front
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.convolution")
 
 
+_ask = asker(torch.convolution)
+
+
 @pack.rule(aten.convolution.default)
 def convolution(info, in_dims, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     """(N, C, *), (O, C / groups, *), (O) -> (N, O, *)."""
+    if bias is not None:
+        at = int(transposed)
+        channels = weight.shape[at + (in_dims[1] is not None and in_dims[1] <= at)] * (groups if transposed else 1)
+        if bias.dtype != x.dtype or [n for d, n in enumerate(bias.shape) if d != in_dims[2]] != [channels]:
+            options = (stride, padding, dilation, transposed, output_padding, groups)
+            dtype = _ask(info, in_dims, (x, weight, bias, *options), {})
+            bias = bias if dtype is None else bias.to(dtype)
     out, bdim = _convolution(
         info, in_dims, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
+    if not out.numel() and info.batch_size:  # some kernels refuse what would be empty
+        _ask(info, in_dims, (x, weight, bias, stride, padding, dilation, transposed, output_padding, groups), {})
     return settled(out, bdim)  # the images of a sample may lie between those of others
 
 
@@ -112,12 +124,16 @@ def _public(name: str, spatial: int, transposed: bool) -> Any:
         value = list(value) if isinstance(value, list | tuple) else [value]
         return value * spatial if len(value) == 1 else value
 
+    ask = asker(getattr(torch, name))
+
     def public(info: Any, in_dims: Any, x: Any, weight: Any, bias: Any = None, *given: Any) -> Any:
         """(N, C, *) or (C, *), (O, C / groups, *), (O) -> (N, O, *) or (O, *)."""
         options: tuple[Any, ...] = (*given, *defaults[len(given) :])
         stride, padding, *rest = options
         output_padding, groups, dilation = tuple(rest) if transposed else (0, rest[1], rest[0])
         x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
+        if bias is not None and bias.dtype != x.dtype:
+            ask(info, in_dims, (x, weight, bias, *given), {})
         rank = x.ndim - (x_bdim is not None)
         if rank not in (spatial + 1, spatial + 2):
             raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vmap_core.extend import RulePack, ensure_bdim, every_sample
+from vmap_core.extend import RulePack, ensure_bdim, every_sample, pad_rank
 from vmap_core.extend import named_aten as aten
 
 pack = RulePack("nn.loss")
@@ -18,6 +18,18 @@ REDUCTIONS = ("none", "mean", "sum")  # by ATen's codes
 def reduce(loss: Tensor, reduction: int) -> Tensor:
     """Apply ATen's reduction code: 0 none, 1 mean, 2 sum."""
     return loss.mean() if reduction == 1 else loss.sum() if reduction == 2 else loss
+
+
+@pack.rule(aten.binary_cross_entropy.default)
+def binary_cross_entropy(info, in_dims, x, target, weight=None, reduction=1):
+    """(*), (*), (*) -> (*) or (); the kernel looks whether all of x is between 0 and 1, and knows the slope at these."""
+    x_bdim, t_bdim, w_bdim = (*in_dims, None)[:3]
+    x, target = ensure_bdim(x, x_bdim, info.batch_size), ensure_bdim(target, t_bdim, info.batch_size)
+    loss = aten.binary_cross_entropy.default(x, target, pad_rank(weight, w_bdim, x.ndim - 1), 0)
+    if not reduction:
+        return loss, 0
+    rows = loss.flatten(1) if loss.ndim > 1 else loss.unsqueeze(1)
+    return (rows.mean(1) if reduction == 1 else rows.sum(1)), 0
 
 
 @pack.composite(aten.huber_loss.default)
@@ -82,3 +94,6 @@ def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"
         var.clamp_(min=eps)
     loss = 0.5 * (var.log() + (input - target) ** 2 / var)
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, REDUCTIONS.index(reduction))
+
+
+pack.ask(aten.binary_cross_entropy.default, aten.huber_loss.default, aten.glu.default)

@@ -11,6 +11,7 @@ from vmap_core.extend import (
     InplaceError,
     Level,
     RulePack,
+    asker,
     ensure_bdim,
     promote,
     to_front,
@@ -41,11 +42,19 @@ def _in_their_dtype(x: Tensor, *parameters: Any) -> Tensor:
     return x.to(*dtypes)
 
 
+# Where the parameters are shared it is the kernel that checks them.
+_ask_layer_norm = asker(aten.native_layer_norm.default)
+_ask_group_norm = asker(aten.native_group_norm.default)
+_ask_batch_norm = asker(aten.native_batch_norm.default)
+
+
 @pack.rule(aten.native_layer_norm.default)
 def native_layer_norm(info, in_dims, x, normalized_shape, weight, bias, eps):
     """(*, *n), (*n), (*n) -> (*, *n), mean and reciprocal deviation (*, 1...)."""
     x_bdim, _, w_bdim, b_bdim = in_dims[:4]
     shape = tuple(normalized_shape)
+    if w_bdim is not None or b_bdim is not None or len(shape) > x.ndim - (x_bdim is not None):
+        _ask_layer_norm(info, in_dims, (x, shape, weight, bias, eps), {})
     if w_bdim is None and b_bdim is None:
         return aten.native_layer_norm.default(to_front(x, x_bdim), shape, weight, bias, eps), 0
     wide = _in_their_dtype(ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
@@ -67,6 +76,8 @@ def native_group_norm(info, in_dims, x, weight, bias, N, C, HxW, group, eps):
     x_bdim, w_bdim, b_bdim = in_dims[:3]
     x = ensure_bdim(x, x_bdim, info.batch_size)
     shared = w_bdim is None and b_bdim is None
+    if not shared:
+        _ask_group_norm(info, (0, w_bdim, b_bdim), (x, weight, bias, N, C, HxW, group, eps), {})
     wide = x if shared else _in_their_dtype(x, weight, bias)
     out, mean, rstd = aten.native_group_norm.default(
         wide.flatten(0, 1).contiguous(),
@@ -119,6 +130,18 @@ def batch_norm(info, x, weight, bias, running_mean, running_var, training, momen
         return out if bias is None else out + bias[0]
 
 
+def _check_channels(values: list[Any], dims: list[Any]) -> None:
+    """Raise where a vector has not one element for each channel: the kernel would read beyond its end."""
+    x, *vectors = (
+        [n for i, n in enumerate(v.shape) if i != d] for v, d in zip(values, dims, strict=True) if v is not None
+    )
+    for v in vectors:
+        if v != x[1:2]:
+            raise RuntimeError(
+                f"batch_norm: weight, bias, running_mean, running_var should contain {x[1:2]} elements, not {v}"
+            )
+
+
 def _own_statistics(info: Level, *statistics: Any) -> None:
     """Give statistics that were made inside the function a batch dim; refuse those from outside."""
     try:
@@ -139,6 +162,9 @@ def _batch_norm(
     x, weight, bias, running_mean, running_var = values
     x_bdim, w_bdim, b_bdim, m_bdim, v_bdim = dims
     size = info.batch_size
+    _check_channels(values, dims)
+    if len({v.dtype for v in values if v is not None}) > 1:
+        _ask_batch_norm(info, tuple(dims), (*values, training, momentum, eps), {})
     x = ensure_bdim(x, x_bdim, size).movedim(0, 1)  # (N B C *)
     if not size:
         saved = x.new_empty(0, x.shape[2] if training else 0)
@@ -174,3 +200,10 @@ def native_batch_norm_legit(x, weight, bias, running_mean, running_var, training
 def native_batch_norm_without_statistics(x, weight, bias, training, momentum, eps):
     """native_batch_norm with the statistics of the batch."""
     return torch.native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+@pack.composite(aten._weight_norm_interface.default)
+def weight_norm(v, g, dim=0):
+    """(*), (1, n, 1...) -> (*) scaled to the norms g, and the norms it had."""
+    norm = torch.norm_except_dim(v.float() if v.dtype == torch.bfloat16 else v, 2, dim)
+    return (v * (g / norm)).to(v.dtype), norm

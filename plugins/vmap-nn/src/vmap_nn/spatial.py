@@ -25,6 +25,7 @@ def fold(op: Any, *, spatial: int) -> Any:
 
     # Python's binding takes one number for all spatial dims, the overload does not.
     emit = getattr(bindings, op._schema.name[6:], op)
+    always = "upsample" in op._schema.name  # has an N
 
     def fold(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> Any:
         rank = logical_rank(args[0], in_dims[0])
@@ -34,6 +35,8 @@ def fold(op: Any, *, spatial: int) -> Any:
                 f"{rank}D one."
             )
         folded = rank == spatial + 2
+        if always and not folded:
+            raise RuntimeError(f"It is expected input_size equals to {spatial + 2}, but got size {rank}")
         given: list[Any] = []
         for a, d in zip(args, in_dims, strict=False):
             if isinstance(a, Tensor):

@@ -62,6 +62,21 @@ REFUSED = {
     "other channels": (F.conv1d, r(2, 3, 5), r(2, 4, 3)),
     "a window too large": (F.conv1d, r(2, 3, 2), r(2, 3, 3)),
     "other dtypes": (F.conv1d, r(2, 3, 5), r(2, 3, 3).double()),
+    "a bias of another dtype": (F.conv1d, r(2, 3, 5), r(2, 3, 3), r(2).double()),
+    "a bias of another dtype, numbers for lists": (
+        lambda *a: F.conv2d(*a, 1, 1),
+        r(2, 3, 5, 5),
+        r(2, 3, 3, 3),
+        r(2).double(),
+    ),
+    "a bias of other sizes": (F.conv1d, r(2, 3, 5), r(1, 3, 3), r(2)),
+    "a bias of other sizes, a padding by name": (
+        lambda *a: F.conv1d(*a, padding="same"),
+        r(2, 3, 5),
+        r(2, 3, 3),
+        r(1, 2),
+    ),
+    "a bias of other sizes, transposed": (F.conv_transpose2d, r(2, 3, 5, 5), r(3, 1, 3, 3), r(2)),
 }
 
 

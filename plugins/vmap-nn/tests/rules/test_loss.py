@@ -56,6 +56,10 @@ def test_glu(dim):
 REFUSED = {
     "glu of an odd dim": (F.glu, X, 0),
     "labels of other shapes": (F.multilabel_margin_loss, X, TARGETS[:2]),
+    "binary_cross_entropy beyond one": (F.binary_cross_entropy, X + 4, X.abs()),
+    "binary_cross_entropy of nan": (F.binary_cross_entropy, X.abs() * torch.nan, X.abs()),
+    "huber_loss, a delta below zero": (lambda x, y: F.huber_loss(x, y, delta=-1.0), X, Y),
+    "glu of integers": (F.glu, X.long()),
     "a negative variance": (F.gaussian_nll_loss, X, Y, -X.abs() - 1),
     "variances of other sizes": (F.gaussian_nll_loss, X, Y, X[:, :2].abs()),
     "no reduction": (lambda x, y: F.gaussian_nll_loss(x, y, 0.5, reduction="max"), X, Y),
@@ -65,3 +69,28 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_cross_entropy(weighted, reduction):
+    def loss(x, y, w=None):
+        return F.binary_cross_entropy(x, y, w, reduction=reduction)
+
+    check_call(loss, X.abs(), Y.abs() / 2, *((X.abs() + 1,) if weighted else ()), dtypes=())
+    check_call(loss, X[0].abs(), Y[0].abs() / 2, *((X[0, :1].abs() + 1,) if weighted else ()), dtypes=())
+
+
+def test_binary_cross_entropy_has_a_slope_at_its_ends():
+    x, y = (
+        torch.tensor([[0.0, 1.0, 0.3], [1.0, 0.0, 0.5]], requires_grad=True),
+        torch.tensor([[1, 0, 1], [0.2, 0.7, 0]]),
+    )
+    got = torch.autograd.grad(vmap(F.binary_cross_entropy)(x, y).sum(), x)[0]
+    expected = torch.autograd.grad(sum(F.binary_cross_entropy(a, b) for a, b in zip(x, y, strict=True)), x)[0]
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("loss", [F.huber_loss, F.soft_margin_loss, F.mse_loss, F.smooth_l1_loss, F.l1_loss])
+def test_dtypes_of_mixed_operands(loss):
+    check_call(loss, X.bfloat16(), X * 2, dtypes=(), gradients=False)

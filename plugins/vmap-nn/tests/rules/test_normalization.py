@@ -28,6 +28,8 @@ CASES = {
     "batch_norm of two dims": (lambda x, w: F.batch_norm(x, None, None, w, None, True), X[:, :, 0, 0], C),
     "native_batch_norm": (lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5), X),
     "without statistics": (lambda x, w: aten._native_batch_norm_legit.no_stats(x, w, None, True, 0.1, 1e-5)[0], X, C),
+    "_weight_norm": (lambda v, g: torch._weight_norm(v, g, 0), X[0, 0], C[:3, None]),
+    "_weight_norm of a vector": (lambda v, g: torch._weight_norm(v, g, 0), C, C + 1),
     "rms_norm": (lambda x, w: F.rms_norm(x, (5,), w), X, W[0]),
     "local_response_norm": (lambda x: F.local_response_norm(x, 2), X),
 }
@@ -77,6 +79,11 @@ def test_batch_norm_with_statistics_of_each_member():
 REFUSED = {
     "layer_norm of other sizes": (lambda x, w: F.layer_norm(x, (3,), w), X, C[:3]),
     "layer_norm of other dtypes": (lambda x, w: F.layer_norm(x, (5,), w), X, W[0].double()),
+    "layer_norm of more dims": (lambda x: F.layer_norm(x, (2, 3)), torch.ones(3)),
+    "group_norm with a matrix": (lambda x, w: F.group_norm(x, 2, w), X, C[None]),
+    "batch_norm, statistics of other sizes": (lambda x, m, v: F.batch_norm(x, m, v), X, C[:1], C[:1]),
+    "batch_norm, weights of other sizes": (lambda x, w: F.batch_norm(x, None, None, w, None, True), X, C[:2]),
+    "batch_norm of other dtypes": (lambda x, w: F.batch_norm(x, None, None, w, None, True), X, C.long()),
     "group_norm of other groups": (lambda x: F.group_norm(x, 3), X),
     "batch_norm of one value": (lambda x: F.batch_norm(x, None, None, training=True), X[:1, :, 0, 0]),
 }

@@ -88,6 +88,7 @@ def test_one_number_for_all_spatial_dims(n):
 
 REFUSED = {
     "of a row": (F.max_pool2d, X2[0, 0, 0], 2),
+    "without N": (lambda x: torch.ops.aten._upsample_bilinear2d_aa(x, [4, 4], False), X2[0]),
     "of too many dims": (F.avg_pool2d, X2[None], 2),
     "a window too large": (F.max_pool2d, X2, 9),
     "padding too wide": (lambda x: F.pad(x, (20, 1), "reflect"), X1),

@@ -25,11 +25,11 @@ class Arrange:
     Attributes:
         positional: where each positional argument comes from: ``("a", index)`` of the positional ones given, ``("v", index)``
             all of those from an index on, ``("k", name)`` of the keyword arguments, ``("d", value)`` the default.
-        renamed: keyword-only arguments: the schema's name, and the call's.
+        renamed: keyword-only arguments: the schema's name, and the call's, or their place among the positional ones given.
     """
 
     positional: tuple[tuple[str, Any], ...]
-    renamed: tuple[tuple[str, str], ...]
+    renamed: tuple[tuple[str, str | int], ...]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the keyword-only arguments of a call."""
@@ -43,7 +43,9 @@ class Arrange:
                 out.append(args[source:])
             else:
                 out.append(source)
-        return tuple(out), {name: kwargs[given] for name, given in self.renamed}
+        return tuple(out), {
+            name: args[given] if isinstance(given, int) else kwargs[given] for name, given in self.renamed
+        }
 
 
 _KEYWORDS = {
@@ -70,7 +72,7 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[OpOv
         are in order already), or None if no overload, or more than PyTorch would tell apart, fits.
     """
     if isinstance(func, OpOverload):  # chosen already; the dispatcher gives numbers for some Tensor arguments
-        sources = _match(func, args, kwargs, lambda arg, value: True)
+        sources = _match(func, args, kwargs, _any)
         return None if sources is None else (func, _arranger(sources, len(args), kwargs))
     packet = func if isinstance(func, OpOverloadPacket) else packet_of(func)
     method = isinstance(func, MethodDescriptorType)
@@ -94,12 +96,9 @@ def _match(
     ``("d", value)`` default. Keyword-only arguments follow as ``("=", (schema name, call's name))``.
     """
     schema = op._schema.arguments
+    positional = [a for a in schema if not (a.kwarg_only or _is_named(op, a))]
+    keyword_only = [a for a in schema if a.kwarg_only or _is_named(op, a)]
     given = dict(kwargs)
-    named = [
-        a.kwarg_only or (a.name == "alpha" and "alpha" in given) for a in schema
-    ]  # torch.sub(x, 2, 3) has it second
-    positional = [a for a, by_name in zip(schema, named, strict=True) if not by_name]
-    keyword_only = [a for a, by_name in zip(schema, named, strict=True) if by_name]
     sources: list[tuple[str, Any]] = []
     packed = False
     at = next((i for i, a in enumerate(positional) if a.name == "self"), 0) if method else 0
@@ -124,19 +123,35 @@ def _match(
                 sources.append(("d", arg.default_value))
             else:
                 return None
-    if len(args) > len(positional) and not packed:
-        return None
+    spare = [] if packed else list(range(len(positional), len(args)))
     for arg in keyword_only:
         name = _keyword(arg.name, given)
-        if name is not None:
+        if spare and accepts is _any and _is_named(op, arg):
+            sources.append(("=", (arg.name, spare.pop(0))))
+        elif name is not None:
             if not accepts(arg, given.pop(name)):
                 return None
             sources.append(("=", (arg.name, name)))
         elif not arg.has_default_value():
             return None
-    if given:
+    if given or spare:
         return None
     return sources
+
+
+def _is_named(op: OpOverload, arg: Any) -> bool:
+    """Tell whether an argument is to be given by its name, whatever the schema says.
+
+    ``add(x, 2, 3)`` of PyTorch's functions is an old form of ``add(x, 3, alpha=2)``; of the overload, ``alpha`` is the 3.
+    """
+    return bool(arg.name == "alpha") and op._schema.overload_name == "Scalar" and op._schema.name[6:] in _SUMS
+
+
+_SUMS = ("add", "add_", "sub", "sub_", "subtract", "subtract_", "rsub")
+
+
+def _any(arg: Any, value: Any) -> bool:
+    return True
 
 
 def _keyword(schema_name: str, given: dict[str, Any]) -> str | None:

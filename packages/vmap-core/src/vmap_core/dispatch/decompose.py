@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..rulekit.asking import asking
 from ..rulekit.rule import Rule
-from ..torch_compat.operators import OpOverload, decomposition_of, is_composite
+from ..torch_compat.operators import RANDOM, OpOverload, decomposition_of, is_composite
 from .door2 import native
 from .lowering import run_lowered
 
@@ -38,4 +39,5 @@ def decompose(op: OpOverload) -> Rule:
         with info.pushed():
             return body(*args, **kwargs)
 
-    return Rule(decompose, "logical")
+    random = RANDOM in op.tags
+    return Rule(decompose if random else asking(decompose, op, logical=True), "logical")

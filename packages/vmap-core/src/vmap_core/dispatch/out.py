@@ -12,6 +12,7 @@ from ..levels import ownership
 from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..levels.level import Level, call
+from ..rulekit.asking import asker
 from ..torch_compat.operators import OpOverload, is_random
 from . import inplace
 from .general import unbatched_run
@@ -31,6 +32,7 @@ def out_run(func: Any, names: list[str]) -> Run:
     # a random operation draws per sample whatever its arguments are
     random = is_random(functional)
     run_unbatched = unbatched_run(func, None)
+    ask = asker(func)
 
     def run(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = kwargs[names[0]] if len(names) == 1 else [kwargs[name] for name in names]
@@ -44,7 +46,11 @@ def out_run(func: Any, names: list[str]) -> Run:
                 f"one of the arguments requires grad."
             )
         rest = {k: v for k, v in kwargs.items() if k not in names}
+        if functional is torch.sum and "dtype" not in rest:  # it adds in the dtype of what it writes to
+            rest["dtype"] = kwargs["out"].dtype
         results = call(level, functional, args, rest)
+        if not random and _dtypes(out) != _dtypes(results):
+            ask(level, None, args, kwargs)
         if isinstance(out, Tensor):
             inplace.write_out(level, func, out, results)
         else:
@@ -53,6 +59,10 @@ def out_run(func: Any, names: list[str]) -> Run:
         return out
 
     return run
+
+
+def _dtypes(written: Any) -> list[torch.dtype]:
+    return [t.dtype for t in ((written,) if isinstance(written, Tensor) else written)]
 
 
 def factory_run(func: Any) -> Run:

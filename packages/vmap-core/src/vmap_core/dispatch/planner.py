@@ -150,7 +150,7 @@ def _plan(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     if others:
         return Plan(overridden_run(func, others), Served(f"{others[0].__name__}.__torch_function__"))
     rule = level.table.rule(func)
-    if rule is not None and not isinstance(func, OpOverload):
+    if rule is not None and not isinstance(func, OpOverload) and (rule.when is None or rule.when(args, kwargs)):
         rule = checked(rule, func, level.table.checks)
         return Plan(rule_run(rule, func, None, None, args, kwargs), Served("rule", rule))
     return inherent_plan(level, func, args, kwargs)

@@ -84,9 +84,14 @@ class _Call:
         sources = [("a", i) for i in range(len(args))] if arrange is None else arrange.positional
         renamed = [(name, name) for name in kwargs] if arrange is None else arrange.renamed
         self.operands = [self._operand(kind, at, args, kwargs) for kind, at in sources]
-        self.options = [(name, self._operand("k", given, args, kwargs)[0]) for name, given in renamed]
+        self.options = [
+            (name, self._operand("k" if isinstance(given, str) else "a", given, args, kwargs)[0])
+            for name, given in renamed
+        ]
         kinds = [kind for _, kind in self.operands]
-        self.is_simple = None not in kinds and not has_tensor([kwargs[given] for _, given in renamed])
+        self.is_simple = None not in kinds and not has_tensor(
+            [kwargs[given] for _, given in renamed if isinstance(given, str)]
+        )
 
     def _operand(self, source: str, at: Any, args: Any, kwargs: Any) -> tuple[str, str | None]:
         if source == "d":

@@ -11,6 +11,7 @@ import torch
 
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import OpOverload
+from .asking import asker
 from .by_shape import by_shape
 from .dims import align, below, lie_alike, logical_rank, physical_dims, promote_like_samples
 from .makers import elementwise
@@ -21,7 +22,7 @@ def pointwise(op: OpOverload) -> Rule:
     """Make the rule of an elementwise operator: align the batch dims, call it once."""
     if _is_special(op) or len(op._schema.returns) > 1:
         return Rule(elementwise(op))
-    emit = emitter(op)
+    emit, ask = emitter(op), asker(op)
     # where() and masked_fill() take a bool that has no part in type promotion
     conditions = [i for i, a in enumerate(op._schema.arguments) if a.name in ("condition", "mask")]
 
@@ -31,8 +32,10 @@ def pointwise(op: OpOverload) -> Rule:
         bdim = _agreed(args, in_dims)
         if bdim is not None and (not bdim or lie_alike([a for a in args if isinstance(a, torch.Tensor)])):
             return emit(*args, **kwargs), bdim
-        args = _promote(args, in_dims, conditions)
-        aligned, bdim = align(args, in_dims)
+        promoted = _promote(args, in_dims, conditions)
+        if any(p is not a for p, a in zip(promoted, args, strict=True)):  # not every operator promotes
+            ask(info, in_dims, args, kwargs)
+        aligned, bdim = align(promoted, in_dims)
         return emit(*aligned, **kwargs), bdim
 
     return Rule(pointwise, agreeing=emit)

@@ -17,6 +17,7 @@ from ..torch_compat.operators import (
     overload_of,
 )
 from ..torch_compat.state import initial_state
+from .asking import asking
 from .keeping import keep
 
 RuleFunction = Callable[..., Any]
@@ -41,6 +42,7 @@ class Rule:
         by_shape: a physical rule that looks at nothing but shapes, and does what this one does where it does not raise.
         inplace_method: the method of Tensor that an elementwise operator which writes to its first argument is.
         may_return_self: whether the result may be the very tensor that the operator got.
+        when: tells by the types of arguments which calls of a function the rule is for; None: all.
     """
 
     function: RuleFunction
@@ -51,6 +53,7 @@ class Rule:
     by_shape: RuleFunction | None = None
     inplace_method: str | None = None
     may_return_self: bool = False
+    when: Callable[[Any, Any], bool] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -78,6 +81,7 @@ class Entry:
         override: whether it may replace another pack's rule.
         given: the rule, or the function that is one; None where a family makes it.
         family: makes the rule, given the operator.
+        asks: whether its operator is asked first (see `vmap_core.rulekit.asking`).
         made: the rule, once it has been asked for.
     """
 
@@ -87,6 +91,7 @@ class Entry:
     override: bool
     given: RuleFunction | Rule | None = None
     family: Callable[[Any], RuleFunction | Rule] | None = None
+    asks: bool = False
     made: Rule | None = None
 
     def complete(self) -> Rule:
@@ -97,7 +102,11 @@ class Entry:
                 with initial_state():  # as if it had been made when the pack was loaded
                     rule = self.family(overload_of(self.op))
             rule = rule if isinstance(rule, Rule) else Rule(rule)
-            self.made = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
+            rule = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
+            if self.asks:
+                run = asking(rule.function, overload_of(self.op), rule.kind == "logical")
+                rule = replace(rule, function=run, agreeing=None, by_shape=None)
+            self.made = rule
         return self.made
 
 
@@ -225,12 +234,20 @@ class RulePack:
 
         return decorate
 
-    def logical(self, *ops: Any, override: bool = False) -> Callable[[RuleFunction], RuleFunction]:
-        """Decorate a rule ``(info, *args, **kwargs) -> output`` that handles the BatchedTensors itself."""
+    def logical(
+        self, *ops: Any, override: bool = False, when: Callable[[Any, Any], bool] | None = None
+    ) -> Callable[[RuleFunction], RuleFunction]:
+        """Decorate a rule ``(info, *args, **kwargs) -> output`` that handles the BatchedTensors itself.
+
+        Args:
+            ops: overloads or functions of PyTorch.
+            override: the rule replaces another pack's rule for the same operator.
+            when: of functions, given ``args`` and ``kwargs``: whether the rule is for calls with arguments of these types.
+        """
 
         def decorate(function: RuleFunction) -> RuleFunction:
             for op in ops:
-                self.add(op, function, kind="logical", override=override)
+                self.add(op, Rule(function, when=when), kind="logical", override=override)
             return function
 
         return decorate
@@ -247,6 +264,12 @@ class RulePack:
                 self.missing.add(op.__name__)
             else:
                 self.add(op, make(checked_operator(op)), override=override)
+
+    def ask(self, *ops: Any) -> None:
+        """Let rules of this pack refuse what their operators refuse: each is asked, once for every signature of a sample."""
+        for op in ops:
+            if not isinstance(op, Missing):
+                self.rules.entries[full_name(op) or op].asks = True
 
     def refuse(self, *ops: Any, reason: str) -> None:
         """Enter a rule that raises UnsupportedError with a reason, and what to do instead."""

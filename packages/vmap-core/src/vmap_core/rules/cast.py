@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UnsupportedError
 from ..levels.layout import contiguous_strides
+from ..levels.read import every_sample
 from ..rulekit.dims import below, ensure_bdim, logical_rank, to_front
 from ..rulekit.rule import Rule, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
@@ -15,6 +16,43 @@ from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
 pack = RulePack("core.cast")
+
+
+def as_number(value: Any, dtype: torch.dtype) -> Any:
+    """Return a number of each sample in another dtype, as PyTorch converts one that it reads: it must fit.
+
+    Raises:
+        RuntimeError: one does not.
+    """
+    if torch.bool in (dtype, value.dtype) or value.dtype == dtype:
+        return value.to(dtype)
+    (low, high), (own_low, own_high) = _limits(dtype), _limits(value.dtype)
+    real = not dtype.is_complex and value.dtype.is_complex
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    inexact = value.dtype.is_floating_point or value.dtype.is_complex
+    if real or (whole and inexact) or not low <= own_low <= own_high <= high:
+        numbers = every_sample(value).detach()
+        parts = torch.view_as_real(numbers.resolve_conj()) if value.dtype.is_complex else numbers.unsqueeze(-1)
+        low = -high if not inexact else low  # a whole number may be negative where there is no sign: it wraps
+        fits = (parts >= low) & (parts <= high) | (not whole) & ~parts.isfinite()
+        if real:
+            fits &= torch.stack([torch.ones_like(parts[..., 0]), parts[..., 1] == 0], -1).bool()
+        if not bool(fits.all()):
+            raise RuntimeError(
+                f"value cannot be converted to type {_NAMES.get(dtype, f'{str(dtype)[6:]}_t')} without overflow"
+            )
+    return (value.real if real else value).to(dtype)
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    info = torch.finfo(dtype) if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype)
+    return info.min, info.max
+
+
+_NAMES = {
+    torch.float32: "float", torch.float64: "double", torch.float16: "c10::Half", torch.bfloat16: "c10::BFloat16",
+    torch.complex64: "c10::complex<float>", torch.complex128: "c10::complex<double>",
+}  # fmt: skip
 
 
 def _rank_of(memory_format: torch.memory_format | None) -> int | None:

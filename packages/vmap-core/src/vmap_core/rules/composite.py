@@ -85,3 +85,6 @@ def renorm(x, p, dim, maxnorm):
     dims = [d for d in range(x.dim()) if d != dim % x.dim()]
     norm = torch.linalg.vector_norm(x, p, dims, keepdim=True)
     return torch.where(norm > maxnorm, x * (maxnorm / (norm + 1e-7)), x)
+
+
+pack.ask(aten.as_strided_scatter.default, aten.renorm.default)

@@ -169,3 +169,6 @@ pack.add(aten._unique2.default, _unique("_unique2", True))
 pack.add(aten.unique_consecutive.default, _unique("unique_consecutive", False))
 pack.add(aten.unique_dim.default, _along_a_dim("unique_dim"))
 pack.add(aten.unique_dim_consecutive.default, _along_a_dim("unique_dim_consecutive"))
+
+
+pack.ask(aten.masked_select.default, aten.unique_consecutive.default)

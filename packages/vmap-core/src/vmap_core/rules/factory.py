@@ -12,6 +12,7 @@ from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
+from .cast import as_number
 from .random import one_sample
 
 pack = RulePack("core.factory")
@@ -69,7 +70,7 @@ def _filled(name: str) -> RuleFunction:
                 blank = torch.empty_like(args[0], **_only_options(kwargs))
             else:
                 blank = args[0].new_empty(args[1] if len(args) > 1 else kwargs["size"], **_only_options(kwargs))
-            blank.copy_(value)
+            blank.copy_(as_number(value, blank.dtype))
             return blank.requires_grad_() if kwargs.get("requires_grad") else blank
 
     full.__name__ = name
@@ -231,6 +232,7 @@ def _line(op: Any) -> RuleFunction:
 
 for _op in (aten.linspace, aten.logspace):
     pack.family(_line, _op.Tensor_Tensor, _op.Tensor_Scalar, _op.Scalar_Tensor)
+    pack.ask(_op.Tensor_Tensor, _op.Tensor_Scalar, _op.Scalar_Tensor)
 
 
 @pack.rule(aten.zero_.default)

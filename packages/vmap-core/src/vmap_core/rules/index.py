@@ -10,11 +10,13 @@ import torch.autograd.forward_ad as forward_ad
 from ..errors import DataDependentError, UnsupportedError, user_location
 from ..levels.layout import same_storage
 from ..levels.read import every_sample
+from ..rulekit.asking import asker
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
 from ..torch_compat.tensors import dual_level
+from .cast import as_number
 from .dynamic import places_of
 from .view import logical_shape
 
@@ -34,9 +36,9 @@ class Region:
         start: the logical dim of the result where the index dims begin.
     """
 
-    def __init__(self, indices: Any, dims: Any) -> None:
+    def __init__(self, indices: Any, dims: Any, x: Any, x_bdim: int | None) -> None:
         self.indices: list[Any] = []
-        expanded, expanded_dims = _without_masks(indices, dims)
+        expanded, expanded_dims = _without_masks(indices, dims, x, x_bdim)
         tensors = [(i, d) for i, d in zip(expanded, expanded_dims, strict=True) if i is not None]
         self.batched = any(d is not None for _, d in tensors)
         self.rank = max(logical_rank(i, d) for i, d in tensors)
@@ -56,11 +58,22 @@ class Region:
         return [samples, *self.indices]
 
 
-def _without_masks(indices: Any, dims: Any) -> tuple[list[Any], list[Any]]:
+def _check_mask(mask: Any, bdim: int | None, x: Any, x_bdim: int | None, at: int) -> None:
+    """Raise where the shape of a mask is not that of the dims, from one on, that it stands for."""
+    shape, indexed = logical_shape(mask, bdim), logical_shape(x, x_bdim)
+    if shape != indexed[at : at + len(shape)]:
+        raise IndexError(
+            f"The shape of the mask {shape} at index {at} does not match the shape of the indexed tensor {indexed} at "
+            f"index {at}"
+        )
+
+
+def _without_masks(indices: Any, dims: Any, x: Any, x_bdim: int | None) -> tuple[list[Any], list[Any]]:
     out: list[Any] = []
     out_dims: list[Any] = []
     for i, d in zip(indices, dims, strict=True):
         if i is not None and i.dtype in (torch.bool, torch.uint8):
+            _check_mask(i, d, x, x_bdim, len(out))
             axes = torch.where(i) if d is None else places_of(i, d)
             out.extend(axes)
             out_dims.extend([None if d is None else 0] * len(axes))
@@ -74,7 +87,7 @@ def _without_masks(indices: Any, dims: Any) -> tuple[list[Any], list[Any]]:
 def index(info, in_dims, x, indices):
     """(*), index tensors -> (*): NumPy's advanced indexing."""
     x_bdim, dims = in_dims
-    region = Region(indices, dims)
+    region = Region(indices, dims, x, x_bdim)
     if x_bdim is None:
         out = aten.index.Tensor(x, region.indices)
         return out, region.start
@@ -89,11 +102,14 @@ def index(info, in_dims, x, indices):
     return out, 0
 
 
-def _placed(x: Any, values: Any, values_bdim: int | None, region: Region) -> Any:
+_ask_put, _ask_embedding = asker(aten.index_put.default), asker(aten.embedding.default)
+
+
+def _placed(info: Any, x: Any, indices: Any, dims: Any, values: Any, values_bdim: int | None, region: Region) -> Any:
     """Return values for the physical region (B *index, other dims): logically, index dims may stand further in."""
     rank = x.ndim - 1 - sum(i is not None for i in region.indices) + region.rank
     if logical_rank(values, values_bdim) > rank:
-        values = values.squeeze(tuple(range(0 if values_bdim is None else 1, logical_rank(values, values_bdim) - rank)))
+        _ask_put(info, (0, dims, values_bdim), (x, indices, values), {})
     if values_bdim is None:
         values = values.reshape((*(1,) * (rank - values.ndim), *values.shape)).unsqueeze(0)
     else:
@@ -116,16 +132,17 @@ def index_put(info, in_dims, x, indices, values, accumulate=False):
         and (logical_rank(values, v_bdim) == 0)
     ):  # one value for each true element: the shape does not depend on how many there are
         rank = logical_rank(x, x_bdim)
+        _check_mask(indices[0], dims[0], x, x_bdim, 0)
         mask = to_front(indices[0], dims[0])
         mask = mask.reshape(*mask.shape, *(1,) * (rank + 1 - mask.ndim))
         x = ensure_bdim(x, x_bdim, info.batch_size)
-        values = values.to(x.dtype)
+        values = as_number(values, x.dtype)
         values = values if v_bdim is None else values.reshape(-1, *(1,) * rank)
         return torch.where(mask, x + values if accumulate else values, x), 0
     x = ensure_bdim(x, x_bdim, info.batch_size)
-    region = Region(indices, dims)
+    region = Region(indices, dims, x, 0)
     where = region.with_samples(x.shape[0], x.device)
-    return aten.index_put.default(x, where, _placed(x, values, v_bdim, region), accumulate), 0
+    return aten.index_put.default(x, where, _placed(info, x, indices, dims, values, v_bdim, region), accumulate), 0
 
 
 @pack.rule(aten.index_put_.default, aten._index_put_impl_.default)
@@ -133,11 +150,11 @@ def index_put_(info, in_dims, x, indices, values, accumulate=False, unsafe=False
     """index_put, in place: x has its batch dim by now."""
     x_bdim, dims, v_bdim = in_dims[:3]
     front = to_front(x, x_bdim)
-    region = Region(indices, dims)
+    region = Region(indices, dims, front, 0)
     where = region.with_samples(front.shape[0], front.device)
     if same_storage(x, values):  # PyTorch refuses operands that overlap in part, which samples may not
         values = values.clone()
-    aten.index_put_.default(front, where, _placed(front, values, v_bdim, region), accumulate)
+    aten.index_put_.default(front, where, _placed(info, front, indices, dims, values, v_bdim, region), accumulate)
     return x, x_bdim
 
 
@@ -151,6 +168,8 @@ def index_select(info, in_dims, x, dim, index):
     scalar = not rank
     wrap_dim(dim, rank)
     index = ensure_bdim(index, i_bdim, info.batch_size)
+    if index.ndim > 2:
+        raise IndexError("index_select(): Index is supposed to be a vector")
     index = index.unsqueeze(1) if index.ndim == 1 else index
     if x_bdim is None and rank:
         d = wrap_dim(dim, rank)
@@ -250,7 +269,7 @@ def index_fill(info, in_dims, x, dim, index, value):
     if shape:
         view[d] = n
     hit = hit.reshape(-1, *view)
-    return torch.where(hit, value.to(x.dtype).reshape(-1, *(1,) * len(shape)), x), 0
+    return torch.where(hit, as_number(value, x.dtype).reshape(-1, *(1,) * len(shape)), x), 0
 
 
 @pack.rule(aten.one_hot.default)
@@ -281,8 +300,12 @@ def one_hot(info, in_dims, x, num_classes=-1):
 def embedding(info, in_dims, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """(v, d), (*) -> (*, d)."""
     w_bdim, i_bdim = in_dims[:2]
+    if indices.dtype not in (torch.int64, torch.int32):
+        _ask_embedding(info, in_dims, (weight, indices, padding_idx), {})
     if w_bdim is None and not scale_grad_by_freq:
         return aten.embedding.default(weight, indices, padding_idx, False, sparse), i_bdim
+    if logical_rank(weight, w_bdim) != 2:
+        raise RuntimeError("'weight' must be 2-D")
     weight, indices = ensure_bdim(weight, w_bdim, info.batch_size), ensure_bdim(indices, i_bdim, info.batch_size)
     if scale_grad_by_freq:
         raise UnsupportedError(
@@ -326,3 +349,13 @@ def _embedding_backward(grad: Any, indices: Any, weight: Any, needs: Any, paddin
 
 
 EMBEDDING = Product(_embedding, _embedding_backward, _expanded_embedding)
+
+
+pack.ask(
+    aten.index_fill.int_Scalar,
+    aten.index_fill.int_Tensor,
+    aten.index_add.default,
+    aten.index_copy.default,
+    aten.index_reduce.default,
+    aten.one_hot.default,
+)

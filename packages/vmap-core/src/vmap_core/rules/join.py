@@ -93,10 +93,7 @@ def roll(info, in_dims, x, shifts, dims=()):
         x = to_front(x, bdim)
         return x.flatten(1).roll(shifts[0], 1).reshape(x.shape) if rank else x.clone(), 0
     if not rank:
-        for d in dims:
-            wrap_dim(d, 0)
-        if len(dims) != len(shifts) or not dims:
-            return torch.roll(torch.empty(()), shifts, dims), None  # raises as PyTorch does
+        torch.roll(torch.empty(()), shifts, dims)  # raises as PyTorch does
         return x.clone(), bdim
     if len(dims) != len(shifts):
         raise RuntimeError(f"shifts and dimensions must align. shifts: {len(shifts)}, dims:{len(dims)}")
@@ -210,3 +207,11 @@ def _scatter_like(name: str) -> Any:
 
 for _op in (aten.select_scatter.default, aten.slice_scatter.default, aten.diagonal_scatter.default):
     pack.composite(_op)(_scatter_like(_op._schema.name.partition("::")[2]))
+
+
+pack.ask(
+    aten.repeat_interleave.self_Tensor,
+    aten.select_scatter.default,
+    aten.slice_scatter.default,
+    aten.diagonal_scatter.default,
+)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..levels.layout import samples_first
+from ..rulekit.asking import asker
 from ..rulekit.dims import ensure_bdim, physical_dim, promote_like_samples, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
@@ -16,6 +17,10 @@ from ..torch_compat.operators import named_aten as aten
 from .sparse import product as sparse_product
 
 pack = RulePack("core.matmul")
+
+
+_ask_matmul, _ask_bmm, _ask_linear = asker(torch.matmul), asker(torch.bmm), asker(torch.nn.functional.linear)
+_ask_vecdot = asker(aten.linalg_vecdot.default)
 
 
 @pack.rule(aten.mm.default)
@@ -92,6 +97,9 @@ def bmm(info, in_dims, a, b):
     """(b, n, k), (b, k, m) -> (b, n, m): the batch dim is one more in front."""
     _check_ranks("batch1", a, in_dims[0], 3)
     _check_ranks("batch2", b, in_dims[1], 3)
+    a_bdim, b_bdim = in_dims
+    if a.size(1 if a_bdim == 0 else 0) != b.size(1 if b_bdim == 0 else 0):
+        _ask_bmm(info, in_dims, (a, b), {})
     return matmul(info, in_dims, a, b)
 
 
@@ -136,6 +144,8 @@ def _matmul(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
         b = ensure_bdim(b, b_bdim, info.batch_size)
         out = product(LINEAR, b if b_rank == 1 else b.mT, to_front(a, a_bdim), None)
         return (out if b_rank == 1 else out.mT), 0
+    if a.dtype != b.dtype:  # without elements a product in batches takes them
+        _ask_matmul(info, in_dims, (a, b), {})
     rank = max(a_rank, b_rank, 2)
     a, b = _as_matrices(a, a_bdim, rank, -2), _as_matrices(b, b_bdim, rank, -1)
     out = torch.matmul(a, b)
@@ -195,6 +205,8 @@ def linear(info, in_dims, x, weight, bias=None):
             return aten._unsafe_view.default(rows, [*x.shape[:-1], weight.shape[0]]), x_bdim
         return torch.nn.functional.linear(x, weight, bias), x_bdim
     w_rank = weight.ndim - (w_bdim is not None)
+    if weight.dtype != x.dtype or w_rank != 2 or not _fits(bias, b_bdim, weight, w_bdim):
+        _ask_linear(info, in_dims, (x, weight, bias), {})
     x_rank = x.ndim - (x_bdim is not None)
     if w_rank == 2 and is_expanded(weight, w_bdim):
         weight = to_front(weight, w_bdim)
@@ -220,10 +232,19 @@ def linear(info, in_dims, x, weight, bias=None):
     x, w = ensure_bdim(x, x_bdim, info.batch_size), to_front(flipped, w_bdim)
     rows = x if x_rank == 2 else x.unsqueeze(1)
     bias = ensure_bdim(bias, b_bdim, info.batch_size)
-    if bias.ndim == 2:
-        bias = bias.unsqueeze(1)
+    if bias.ndim < 3:
+        bias = bias.reshape(bias.shape[0], 1, bias.shape[1:].numel())
     out = torch.baddbmm(bias, rows, w)  # (B n k) (B k m)
     return (out if x_rank == 2 else out.squeeze(1)), 0
+
+
+def _fits(bias: Any, b_bdim: int | None, weight: Any, w_bdim: int | None) -> bool:
+    """Tell whether a bias is there, and is a vector of the dtype and with as many elements as a weight (m, k) has rows."""
+    if bias is None:
+        return True
+    if bias.ndim - (b_bdim is not None) != 1 or bias.dtype != weight.dtype:
+        return False
+    return bool(bias.size(0 if b_bdim else -1) == weight.size(0 if w_bdim else -2))
 
 
 def _add_product(name: str, product: Any) -> None:
@@ -233,6 +254,8 @@ def _add_product(name: str, product: Any) -> None:
         out = product(a, b)
         if out.dtype == torch.bool:  # a number would make integers of them
             alpha, beta = bool(alpha), bool(beta)
+        elif not (out.is_floating_point() or out.is_complex()):  # and a fraction floating numbers
+            alpha, beta = int(alpha), int(beta)
         out = out if alpha == 1 else out * alpha
         if beta == 0:  # PyTorch then ignores self, its NaNs too
             return out
@@ -266,6 +289,8 @@ def outer(info, in_dims, x, y):
 def vecdot(info, in_dims, x, y, *, dim=-1):
     """(*, k), (*, k) -> (*); of scalars, their product."""
     rank = max(1, *(v.ndim - (d is not None) for v, d in zip((x, y), in_dims[:2], strict=True)))
+    if rank == 1:  # two vectors do not broadcast
+        _ask_vecdot(info, in_dims, (x, y), {"dim": dim})
     x, y = (_pad(v, d, rank) for v, d in zip((x, y), in_dims[:2], strict=True))
     return torch.linalg.vecdot(x, y, dim=physical_dim(dim, rank) - rank - 1), 0
 
@@ -322,3 +347,14 @@ def bilinear(x, y, weight, bias=None):
     """(*, i), (*, j), (o, i, j), (o) -> (*, o)."""
     out = torch.einsum("...i,oij,...j->...o", x, weight, y)
     return out if bias is None else out + bias
+
+
+pack.ask(
+    aten.addmm.default,
+    aten.addmv.default,
+    aten.baddbmm.default,
+    aten.addbmm.default,
+    aten.addr.default,
+    aten.cdist.default,
+    aten.bilinear.default,
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..rulekit.families import pointwise
 from ..rulekit.rule import Rule, RulePack
 from ..torch_compat.operators import named_aten as aten
@@ -40,3 +42,10 @@ def _clamp(op: Any) -> Rule:
 
 
 pack.family(_clamp, aten.clamp.Tensor)
+
+
+@pack.composite(aten.float_power.Tensor_Tensor)
+def float_power(base, exponent):
+    """(*), (*) -> (*), in double precision: no operand is rounded to the other's dtype first."""
+    dtype = torch.complex128 if base.is_complex() or exponent.is_complex() else torch.float64
+    return torch.pow(base.to(dtype), exponent.to(dtype))

@@ -11,6 +11,7 @@ from ..rulekit.dims import align, ensure_bdim, logical_rank, physical_dim, physi
 from ..rulekit.families import pointwise
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
+from .cast import as_number
 from .reduction import flat
 from .view import logical_shape
 
@@ -100,7 +101,7 @@ def masked_fill(info, in_dims, x, mask, value):
         (x, mask), bdim = align((x, mask), in_dims[:2])
         return x.masked_fill(mask, value), bdim
     (x, mask, value), bdim = align((x, mask, value), in_dims)
-    return torch.where(mask, value.to(x.dtype), x), bdim
+    return torch.where(mask, as_number(value, x.dtype), x), bdim
 
 
 @pack.rule(aten.masked_scatter.default)
@@ -197,3 +198,6 @@ def fill_diagonal_(info, in_dims, x, fill_value, wrap=False):
         rows = rows[rows % (shape[1] + 1) < shape[1]]
         front[:, rows, rows % (shape[1] + 1)] = fill_value
     return x, in_dims[0]
+
+
+pack.ask(aten.take.default, aten.put.default, aten.masked_scatter.default, aten.trace.default)

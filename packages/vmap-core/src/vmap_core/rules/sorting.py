@@ -218,3 +218,13 @@ def _membership(op: Any) -> RuleFunction:
 
 
 pack.family(_membership, aten.isin.Tensor_Tensor, aten.isin.Tensor_Scalar, aten.isin.Scalar_Tensor)
+
+
+pack.ask(
+    aten.isin.Tensor_Tensor,
+    aten.isin.Tensor_Scalar,
+    aten.isin.Scalar_Tensor,
+    aten.histc.default,
+    aten.bincount.default,
+    aten.searchsorted.Tensor,
+)

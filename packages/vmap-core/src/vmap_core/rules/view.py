@@ -36,6 +36,8 @@ def expand(info, in_dims, x, size, *, implicit=False):
             f"expand: the number of sizes provided ({len(size)}) must be greater or equal to the number of "
             f"dimensions in the tensor ({rank})"
         )
+    if -1 in size[:added]:
+        raise RuntimeError("The expanded size of the tensor (-1) isn't allowed in a leading, non-existing dimension 0")
     if not added:
         return x.expand(*size[:bdim], x.shape[bdim], *size[bdim:]), bdim
     x = to_front(x, bdim)
@@ -136,6 +138,17 @@ def select(info, in_dims, x, dim, index):
         raise IndexError("select() cannot be applied to a 0-dim tensor.")
     d = physical_dim(dim, rank, bdim)
     return x.select(d, index), bdim - (d < bdim)
+
+
+def _by_tensor(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(a, torch.Tensor) for a in (*args[1:], *kwargs.values()))
+
+
+@pack.logical(torch.select, torch.Tensor.select, when=_by_tensor)
+def select_tensor(info, x, dim, index):
+    """(*, n, *), () -> (*, *), at a place that may differ from sample to sample."""
+    with info.pushed():
+        return gathered(x, [None] * wrap_dim(dim, x.ndim) + [index])
 
 
 @pack.rule(aten.slice.Tensor)
@@ -336,3 +349,6 @@ def as_strided(info, in_dims, x, size, stride, storage_offset=None):
             f"the memory of one sample, of shape {logical_shape(x, bdim)}"
         )
     return x.as_strided((n, *size), (batch_stride, *stride), storage_offset), 0
+
+
+pack.ask(aten.narrow.Tensor, aten.tensor_split.tensor_indices_or_sections)
