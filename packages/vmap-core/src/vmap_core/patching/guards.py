@@ -100,12 +100,14 @@ def run_backward_at_level(native: Any) -> Any:
     """Run backward() and grad() by their rules, where PyTorch has not asked for them: before 2.13, and for a GradientEdge."""
 
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if not holds_batched((outputs, *args)) and not any(map(_is_of_samples, (*outputs, *args[3]))):
+        if not holds_batched((outputs, *args)) and not any(
+            map(_is_of_samples, (*outputs, *(args[3] if len(args) > 3 else ())))
+        ):
             return native(outputs, *args, **kwargs)
-        vectors, retain_graph, create_graph, inputs, *allow_unused = args
-        options = {"retain_graph": retain_graph, "create_graph": create_graph}
         levels = current_levels()
         if levels and levels[-1].table.rule(torch.autograd.backward) is not None:
+            vectors, retain_graph, create_graph, inputs, *allow_unused = args
+            options = {"retain_graph": retain_graph, "create_graph": create_graph}
             if kwargs.get("accumulate_grad"):
                 return dispatch(torch.autograd.backward, (outputs, vectors), {**options, "inputs": inputs or None})
             options["allow_unused"] = allow_unused[0]
