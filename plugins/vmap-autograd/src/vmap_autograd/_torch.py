@@ -21,6 +21,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 AccumulateGrad: Any = _functions.AccumulateGrad  # type: ignore[attr-defined]
 """The class of the nodes that leaves have in a graph."""
+PythonNode: Any = torch._C._FunctionBase
+"""The class of the nodes of custom Functions."""
+UndefinedGrad: Any = _functions.UndefinedGrad  # type: ignore[attr-defined]
+"""The class of functions that return what they are given and have no gradient."""
 
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
@@ -41,7 +45,9 @@ __all__ = [
     "TAKES_TUPLES",
     "VMAP_OF_FUNCTIONAL",
     "AccumulateGrad",
+    "PythonNode",
     "TreeSpec",
+    "UndefinedGrad",
     "assert_non_empty_list_of_tensors",
     "assert_non_empty_tensor_output",
     "dual_level",

@@ -6,6 +6,7 @@ from typing import Any
 
 from vmap_core.extend import BatchedTensor, current_levels, map_leaves, patch, resumed, without_modes
 
+from ._state import note_checkpoint
 from ._torch import CHECKPOINT_GENERATOR, SAVES_BY_A_FUNCTION, TAKES_TUPLES
 
 
@@ -17,6 +18,7 @@ def recompute_at_levels(native: Any) -> Any:
     """Run the recomputation at the levels of the first computation."""
 
     def generator(function: Any, *given: Any, **named: Any) -> Any:
+        note_checkpoint()
         levels = current_levels()
         if not levels:
             return native(function, *given, **named)

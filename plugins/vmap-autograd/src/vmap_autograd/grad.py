@@ -40,6 +40,7 @@ from vmap_core.extend import (
 )
 
 from ._torch import transforms_active
+from ._walk import batched_vjp
 
 pack = RulePack("autograd.grad")
 
@@ -205,6 +206,14 @@ def _through_shared_graph(
 
     if transforms_active():  # of torch.func, which would record the lowered operations
         return _in_a_loop(info, outputs, inputs, vectors, keep, options)
+
+    if all(type(v) is not BatchedTensor for v in values) and not options["materialize_grads"]:
+        fronts = [aligned(info, v, 0) for v in vectors]
+        found = batched_vjp(
+            outputs, inputs, fronts, keep=keep, create_graph=options["create_graph"], allow_unused=options["allow_unused"]
+        )
+        if found is not None:
+            return tuple(None if g is None else wrap(info, *settled(g, 0)) for g in found)
 
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)
