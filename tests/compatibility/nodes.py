@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import UnaryUfuncInfo
 
 import vmap_autograd._nodes as nodes
 from vmap_autograd._torch import PythonNode
@@ -37,17 +38,21 @@ NODES = {
 '''
 BATCHES = (3, 1, 5)  # OpInfo's own sizes are among them
 BAD = ("bad", "bad of several dims", "crash")
-SAMPLES, NODES, SECONDS = 15, 15, 60  # of an operator, of its nodes of a kind and a dtype, for an operator
+SAMPLES, NODES, SECONDS = 12, 4, 5  # of an operator; nodes of a kind, of each; seconds for all of an operator's
 
 
 def outputs_of(op: Any, dtype: torch.dtype) -> Iterator[list[Any]]:
     """Iterate over what an operator gives for its samples: tensors with a graph, and then their gradients."""
     if not op.supports_autograd or dtype not in op.supported_dtypes("cpu"):
         return
-    for _, sample in zip(range(SAMPLES), op.sample_inputs("cpu", dtype, requires_grad=True), strict=False):
+    samples = [s for _, s in zip(range(SAMPLES), op.sample_inputs("cpu", dtype, requires_grad=True), strict=False)]
+    if isinstance(op, UnaryUfuncInfo):  # it has samples of one dim only
+        flat = [s for s in samples if s.input.shape == (20,)]
+        samples += [type(s)(s.input.unflatten(0, (2, -1)), args=s.args, kwargs=s.kwargs) for s in flat]
+    for sample in samples:
         try:
             out = op(sample.input, *sample.args, **sample.kwargs)
-        except Exception:  # noqa: BLE001, S112 - an operator that this build of PyTorch does not have
+        except Exception:
             continue
         outs = [o for o in (out if isinstance(out, tuple | list) else (out,)) if is_plain(o)]
         yield outs
@@ -55,8 +60,10 @@ def outputs_of(op: Any, dtype: torch.dtype) -> Iterator[list[Any]]:
         if not outs or not leaves or not op.supports_gradgrad or dtype is not torch.float64:
             continue
         try:
-            grads = torch.autograd.grad(outs, leaves, [torch.randn_like(o) for o in outs], create_graph=True, allow_unused=True)
-        except Exception:  # noqa: BLE001, S112 - of its own backward pass
+            grads = torch.autograd.grad(
+                outs, leaves, [torch.randn_like(o) for o in outs], create_graph=True, allow_unused=True
+            )
+        except Exception:
             continue
         yield [g for g in grads if is_plain(g)]
 
@@ -101,7 +108,9 @@ def agrees(node: Any, batch: int) -> bool:
         expected = torch.stack([fitted(e[None], shape, dtype)[0] for e in expected])
         if result.shape != expected.shape or result.dtype != expected.dtype or result.layout is not torch.strided:
             return False
-        if not torch.allclose(result, expected, equal_nan=True, rtol=1e-4 if meta.dtype == torch.float32 else 1e-7, atol=1e-4):
+        if not torch.allclose(
+            result, expected, equal_nan=True, rtol=1e-4 if meta.dtype == torch.float32 else 1e-7, atol=1e-4
+        ):
             return False
     return True
 
@@ -117,12 +126,12 @@ def try_operator(op: Any, refused: set[str], out: int) -> None:
     torch.manual_seed(0)
     tried: Counter[tuple[Any, ...]] = Counter()
     for dtype in (torch.float64, torch.float32):
-        for tensors in outputs_of(op, dtype):
+        for number, tensors in enumerate(outputs_of(op, dtype)):
             for node in nodes_of(tensors):
                 kind, metas = type(node).__name__, node._input_metadata
-                if kind in refused or metas[0].is_nested_tensor or tried[kind, dtype] == NODES:
+                if kind in refused or metas[0].is_nested_tensor or tried[kind, number] == NODES:
                     continue
-                tried[kind, dtype] += 1
+                tried[kind, number] += 1
                 try:
                     [node(torch.randn(m.shape, dtype=m.dtype)) for m in metas if len(metas) == 1]
                 except RuntimeError:  # on one vector
@@ -132,7 +141,10 @@ def try_operator(op: Any, refused: set[str], out: int) -> None:
                     good = len(metas) == 1 and all(agrees(node, n) for n in BATCHES)
                 except (RuntimeError, IndexError, TypeError, AttributeError, ValueError):
                     good = False
-                shapes = [metas[0].shape, *(n._input_metadata[k].shape for n, k in node.next_functions if n is not None)]
+                shapes = [
+                    metas[0].shape,
+                    *(n._input_metadata[k].shape for n, k in node.next_functions if n is not None),
+                ]
                 many = any(sum(n > 1 for n in shape) > 1 for shape in shapes)
                 os.write(out, f"{kind} {'good' if good else 'bad'}{' of several dims' if many else ''}\n".encode())
     os.write(out, b"- end\n")
@@ -145,14 +157,16 @@ def lines_of(op: Any, refused: set[str]) -> list[tuple[str, str]]:
         os.close(read)
         try:
             try_operator(op, refused, write)
-        except Exception as error:  # noqa: BLE001 - a fault of this program's, to be seen
+        except Exception as error:
             print(op.name, repr(error), file=sys.stderr)
         finally:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         lines = [line.strip().partition(" ") for line in pipe]
-    os.waitpid(process, 0)
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:  # out of time
+        lines.append(("-", " ", "end"))
     return [(kind, what) for kind, _, what in lines]
 
 
@@ -160,6 +174,7 @@ def measure() -> dict[str, Counter[str]]:
     """Return what was found, by kind."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for op in op_db:
+        print(op.name, flush=True)
         refused = {kind for kind, counts in found.items() if counts["crash"]}
         while True:
             lines = lines_of(op, refused)
@@ -178,7 +193,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     found = measure()
-    good = {k for k, c in found.items() if c["good of several dims"] and not any(c[what] for what in BAD)}
+    good = {
+        kind for kind, counts in found.items()
+        if (counts["good of several dims"] or (counts["good"] and kind in nodes.FORMULAS)) and not any(map(counts.get, BAD))
+    }  # fmt: skip
     known = {k: set(v.split()) - {VERSION} for k, v in nodes.NODES.items()}
     for kind in good:
         known.setdefault(kind, set()).add(VERSION)

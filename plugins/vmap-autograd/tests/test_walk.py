@@ -1,6 +1,5 @@
 """Batches of vectors over a recorded graph, walked node by node: as the loop, in all that PyTorch's engine does besides."""
 
-import contextlib
 import warnings
 
 import pytest
@@ -12,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 import vmap_autograd._walk as walk
-from vmap_autograd import _state
-from vmap_autograd import hessian, jacfwd, jacrev, jvp, linearize, vjp
+from vmap_autograd import _nodes, _state, hessian, jacfwd, jacrev, jvp, linearize, vjp
 from vmap_core import vmap
 
 grad = torch.autograd.grad
@@ -104,7 +102,6 @@ FUNCTIONS = {
     "joined with nothing": (lambda x: torch.cat([x, x.new_empty(0), x[0].new_empty(0).requires_grad_() * 1]), 1),
     "several outputs of a node": (lambda x: x.unbind()[1] * x.chunk(2, 1)[0][0, 0] + x.sort().values[0], 3),
     "convolution": (lambda x: conv(x.reshape(2, 6)), 1),
-    "norm": (lambda x: norm(x), 1),
     "softmax": (lambda x: x.softmax(-1).log_softmax(0), 2),
     "indices": (lambda x: (x[index], x.gather(0, index[None].expand(3, 3)), x.index_select(0, index)), 3),
     "a row of a table": (lambda x: table(index) * x, 0),
@@ -120,6 +117,7 @@ FUNCTIONS = {
 
 
 FUNCTIONS_OF_FIRST_ORDER = {
+    "norm": (lambda x: norm(x), 1),  # what is recorded takes the saved mean for a constant, lowered or alone
     "attention": (lambda x: F.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None]), 1),
 }
 
@@ -388,3 +386,146 @@ def test_a_checkpoint_is_for_the_engine(walks):
     assert not walks
     jacrev(lambda x: checkpoint(part, x, use_reentrant=False))(x)
     assert not walks
+
+
+def test_materialized_gradients(walks):
+    x, z = leaf(3), leaf(2)
+    against_the_loop(x.sin(), (x, z), materialize_grads=True)
+
+
+@pytest.mark.parametrize("function", [lambda x: (x * (1 + 1j)).abs(), lambda x: torch.fft.fft(x).real])
+def test_complex_numbers_on_the_way_are_for_the_engine(function, walks):
+    x = leaf(3)
+    against_the_loop(function(x), x)
+    assert not walks
+
+
+def test_anomaly_mode_is_for_the_engine(walks):
+    x = leaf(3)
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("ignore")
+        y = x.sin()
+        against_the_loop(y, x)
+    assert not walks
+
+
+def test_tangents_are_for_the_engine(walks):
+    x, t = leaf(3), randn(3)
+    with torch.autograd.forward_ad.dual_level():
+        y = torch.autograd.forward_ad.make_dual(x, t).sin()
+        rows = vmap(lambda v: grad(y, x, v, retain_graph=True)[0])(torch.eye(3, dtype=x.dtype))
+        tangent = torch.autograd.forward_ad.unpack_dual(rows).tangent
+    torch.testing.assert_close(tangent, torch.diag(-x.sin() * t).detach())
+    assert not walks
+
+
+def test_transforms_of_torch_func_are_for_the_engine(walks):
+    def inside(x):
+        y = x.sin() * x
+        rows = vmap(lambda v: grad(y, x, v, create_graph=True)[0])(torch.eye(3, dtype=x.dtype))
+        return rows.sum()
+
+    x = randn(3)
+    torch.testing.assert_close(torch.func.grad(inside)(x), 2 * x.cos() - x * x.sin())
+    assert not walks
+
+
+def test_levels(walks):
+    x = leaf(3, 4)
+    y = (x @ w.t()).sin().sum(0)
+    vectors = randn(2, 3, 5)
+    one = lambda v: grad(y, x, v, retain_graph=True)[0]  # noqa: E731
+    expected = torch.stack([torch.stack([one(v) for v in part]) for part in vectors])
+    torch.testing.assert_close(vmap(vmap(one))(vectors), expected)
+    torch.testing.assert_close(vmap(lambda scale: vmap(one)(vectors[0]) * scale)(torch.ones(2)), expected[[0, 0]])
+
+    def rows(x):
+        x = x.detach().requires_grad_()
+        y = x.sin() * x.sum()
+        return vmap(lambda v: grad(y, x, v, retain_graph=True)[0], in_dims=1, out_dims=1)(torch.eye(4, dtype=x.dtype))
+
+    torch.testing.assert_close(vmap(rows)(x), torch.stack([rows(row) for row in x]))
+    assert len(walks) >= 2
+
+
+TRANSFORMS = {
+    "jacrev": (jacrev, torch.func.jacrev),
+    "jacrev in chunks": (
+        lambda f, n=0: jacrev(f, n, chunk_size=2),
+        lambda f, n=0: torch.func.jacrev(f, n, chunk_size=2),
+    ),
+    "hessian": (hessian, torch.func.hessian),
+    "jacrev of jacfwd": (
+        lambda f, n=0: jacrev(jacfwd(f, n), n),
+        lambda f, n=0: torch.func.jacrev(torch.func.jacfwd(f, n), n),
+    ),
+    "jacfwd of jacrev": (
+        lambda f, n=0: jacfwd(jacrev(f, n), n),
+        lambda f, n=0: torch.func.jacfwd(torch.func.jacrev(f, n), n),
+    ),
+    "third derivatives": (
+        lambda f, n=0: jacrev(hessian(f, n), n),
+        lambda f, n=0: torch.func.jacrev(torch.func.hessian(f, n), n),
+    ),
+}
+
+
+def two_layers(x, z):
+    return torch.tanh(
+        F.linear(torch.tanh(F.linear(x, w[:, :3])), w[:3].t()[:, :3] @ z.diag() @ w[:3, :3] @ w[:, :3].t())
+    )
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_transforms_walk(name, levels, walks):
+    ours, peers = [t(two_layers) for t in TRANSFORMS[name]]
+    both = [t(two_layers, (0, 1)) for t in TRANSFORMS[name]]
+    x, z = randn(*[2, 4][:levels], 3), randn(3)
+    for mine, peer in ((ours, peers), both):
+        for _ in range(levels):
+            mine, peer = vmap(mine, in_dims=(0, None)), torch.func.vmap(peer, in_dims=(0, None))
+        torch.testing.assert_close(mine(x, z), peer(x, z))
+    assert walks or name == "jacfwd of jacrev"  # in forward mode it is for the engine
+
+
+def test_results_of_a_transform_inside_lie_as_the_loops(walks):
+    x = randn(4, 3)
+    function = jacrev(lambda x: x.sin().outer(x.cos()))
+    ours, loop = vmap(function)(x), torch.stack([function(row) for row in x])
+    assert ours.stride() == loop.stride()
+    torch.testing.assert_close(vmap(lambda x: function(x).view(-1))(x), loop.view(4, -1))
+
+
+def test_linear_maps_and_products(walks):
+    x, t = randn(3), randn(4, 3)
+    function = lambda x: x.sin() * x.sum()  # noqa: E731
+    expected = torch.func.vmap(lambda t: torch.func.jvp(function, (x,), (t,))[1])(t)
+    torch.testing.assert_close(vmap(linearize(function, x)[1])(t), expected)
+    torch.testing.assert_close(vmap(lambda t: jvp(function, (x,), (t,))[1])(t), expected)
+    _, pull = vjp(function, x)
+    torch.testing.assert_close(vmap(pull)(t)[0], torch.func.vmap(torch.func.vjp(function, x)[1])(t)[0])
+    assert len(walks) >= 2
+
+
+@pytest.mark.parametrize("name", ["products", "sums", "convolution", "cast", "twice"])
+def test_a_version_that_has_not_been_measured_is_slower_and_right(name, walks, monkeypatch):
+    monkeypatch.setattr(_nodes, "NODES", {})
+    monkeypatch.setattr(_nodes, "_known", {})
+    x = leaf(3, 4)
+    against_the_loop(FUNCTIONS[name][0](x), x)
+    assert walks[0] >= 3
+
+
+def test_this_version_has_been_measured():
+    x = leaf(3, 4)
+    assert _nodes.formula_of((x * x).grad_fn) is _nodes.as_it_is
+
+
+def test_deep_graphs(walks):
+    x = leaf(2)
+    y = x
+    for _ in range(3000):
+        y = y * 1.0001
+    against_the_loop(y, x)
+    assert walks == [0]

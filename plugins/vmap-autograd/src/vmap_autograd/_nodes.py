@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vmap_core.extend import aten
 
@@ -222,16 +221,12 @@ FORMULAS: dict[str, Formula] = {
     "SqueezeBackward0": _of_shape,
     "SqueezeBackward1": _of_shape,
     "SqueezeBackward2": _of_shape,
-    "SqueezeBackward3": _of_shape,
     "SqueezeBackward4": _of_shape,
-    "SqueezeBackward5": _of_shape,
     "StackBackward0": _stack,
     "SumBackward0": _sum,
     "SumBackward1": _sum_dims,
     "TBackward0": _t,
-    "TBackward1": _t,
     "TransposeBackward0": _transpose,
-    "TransposeBackward1": _transpose,
     "UnsafeViewBackward0": _of_shape,
     "UnsqueezeBackward0": _unsqueeze,
     "UnsqueezeBackward1": _unsqueeze,

@@ -25,6 +25,7 @@ PythonNode: Any = torch._C._FunctionBase
 """The class of the nodes of custom Functions."""
 UndefinedGrad: Any = _functions.UndefinedGrad  # type: ignore[attr-defined]
 """The class of functions that return what they are given and have no gradient."""
+run_engine: Any = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
 
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
@@ -55,6 +56,7 @@ __all__ = [
     "fwd_grad_enabled",
     "jvp_str",
     "make_dual",
+    "run_engine",
     "set_fwd_grad_enabled",
     "slice_argnums",
     "transforms_active",

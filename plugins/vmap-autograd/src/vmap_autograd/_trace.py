@@ -139,7 +139,10 @@ def gradients_of_rows(
             if grads is None:
                 return None
         count, own = rows[0].shape[0], [*map(physical, inputs)]
-        grads = [x.new_zeros((1, *x.shape)).expand(count, *x.shape) if g is None else g for g, x in zip(grads, own, strict=True)]
+        grads = [
+            x.new_zeros((1, *x.shape)).expand(count, *x.shape) if g is None else g
+            for g, x in zip(grads, own, strict=True)
+        ]
     return [_behind_rows(g, x) for g, x in zip(grads, inputs, strict=True)]
 
 

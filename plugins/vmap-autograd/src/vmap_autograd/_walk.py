@@ -27,9 +27,10 @@ from vmap_core.extend import current_recorder, lowered_map, without_modes
 
 from ._nodes import formula_of
 from ._state import hooks_made
-from ._torch import AccumulateGrad, PythonNode, UndefinedGrad, dual_level, transforms_active
+from ._torch import AccumulateGrad, PythonNode, UndefinedGrad, dual_level, run_engine, transforms_active
 
 Edge = tuple[Any, int]  # a node, and which of its outputs
+Meta = tuple[tuple[int, ...], torch.dtype]  # of the tensor that is that output
 
 
 def batched_vjp(
@@ -95,15 +96,17 @@ class _Step:
 
     Attributes:
         node: the node.
+        outputs: how many gradients it takes.
         formula: gives what the node gives, for a batch of vectors; None to run the node alone.
-        edges: where its results go.
-        needed: which of them lead to an input.
+        needed: which of its results lead to an input.
+        targets: those, each with where it goes, and shape and dtype of the tensor that it is the gradient of.
     """
 
     node: Any
+    outputs: int
     formula: Any
-    edges: Sequence[Edge]
     needed: list[bool]
+    targets: list[tuple[int, Edge, Meta]]
 
 
 @dataclass(slots=True)
@@ -112,25 +115,25 @@ class _Plan:
 
     Attributes:
         steps: the nodes, each after those whose results it takes.
-        inputs: the edge at which each input's gradient comes in; None where no output depends on it.
-        metas: shape and dtype of all outputs of each node.
+        inputs: where each input's gradient comes in; None where no output depends on it.
+        metas: shape and dtype of all outputs of each node, and of the inputs.
     """
 
     steps: list[_Step]
     inputs: list[Edge | None]
-    metas: dict[Any, list[tuple[torch.Size, torch.dtype]]]
+    metas: dict[Any, list[Meta]]
 
 
 def _plan(outputs: Sequence[Any], inputs: Sequence[Any]) -> _Plan | None:
     """Return the plan; None where a node is one for the engine."""
+    device = outputs[0].device
     leaves: dict[int, Any] = {id(x): None for x in inputs if x.grad_fn is None}
     wanted = {(x.grad_fn, x.output_nr) for x in inputs if x.grad_fn is not None}
     ends = {node for node, _ in wanted}
-    leads: dict[Any, bool] = {None: False}  # whether a node is to be run
     opened: dict[Any, Sequence[Edge]] = {}
-    metas: dict[Any, Any] = {}
+    leads: dict[Any, bool] = {None: False}  # whether a node is to be run
+    metas: dict[Any, list[Meta]] = {}
     steps: list[_Step] = []
-    device = outputs[0].device
     todo = [o.grad_fn for o in outputs]
     while todo:
         node = todo[-1]
@@ -141,58 +144,58 @@ def _plan(outputs: Sequence[Any], inputs: Sequence[Any]) -> _Plan | None:
         todo.pop()
         if node in leads:
             continue
+        needed: list[bool] = []
         if type(node) is AccumulateGrad:
-            leads[node] = False
-            if id(node.variable) not in leaves:
-                continue
-            leaves[id(node.variable)] = node
-            wanted.add((node, 0))
+            if id(node.variable) in leaves:
+                leaves[id(node.variable)] = node
+                wanted.add((node, 0))
+                ends.add(node)
         else:
             needed = [leads[edge[0]] or edge in wanted for edge in opened[node]]
-            leads[node] = any(needed)
-            if leads[node]:
-                if isinstance(node, PythonNode):
+        leads[node] = True in needed
+        if leads[node] or node in ends:
+            metas[node] = []
+            for m in node._input_metadata:
+                if m.device != device or m.dtype.is_complex:
                     return None
-                steps.append(_Step(node, formula_of(node), opened[node], needed))
-            elif node not in ends:
-                continue
-        found = node._input_metadata
-        if any(m.device != device or m.dtype.is_complex for m in found):
-            return None
-        metas[node] = [(torch.Size(m.shape), m.dtype) for m in found]
+                metas[node].append((tuple(m.shape), m.dtype))
+        if leads[node]:
+            if isinstance(node, PythonNode):
+                return None
+            targets = [(i, e, metas[e[0]][e[1]]) for i, e in enumerate(opened[node]) if needed[i]]
+            steps.append(_Step(node, len(metas[node]), formula_of(node), needed, targets))
     steps.reverse()
-    edges = [(x.grad_fn, x.output_nr) if x.grad_fn is not None else (leaves[id(x)], 0) for x in inputs]
+    edges = [(leaves[id(x)], 0) if x.grad_fn is None else (x.grad_fn, x.output_nr) for x in inputs]
     return _Plan(steps, [edge if edge[0] in metas else None for edge in edges], metas)
 
 
 def _walk(plan: _Plan, outputs: Sequence[Any], vectors: Sequence[Any]) -> list[Any]:
     """Return what comes in at the inputs."""
-    wanted = set(plan.inputs)
+    ends = {edge[0] for edge in plan.inputs if edge is not None}
     grads: dict[Edge, Any] = {}
-
-    def add(edge: Edge, grad: Any) -> None:
-        if edge[0] in plan.metas:
-            grad = fitted(grad, *plan.metas[edge[0]][edge[1]])
-            grads[edge] = grads[edge] + grad if edge in grads else grad
-
     for o, v in zip(outputs, vectors, strict=True):
-        add((o.grad_fn, o.output_nr), v)
+        edge = o.grad_fn, o.output_nr
+        if edge[0] in plan.metas:
+            v = fitted(v, *plan.metas[edge[0]][edge[1]])
+            grads[edge] = grads[edge] + v if edge in grads else v
     for step in plan.steps:
-        node, count = step.node, len(plan.metas[step.node])
-        edges = [(node, k) for k in range(count)]
-        given = [grads.get(e) if e in wanted else grads.pop(e, None) for e in edges]
-        if all(g is None for g in given):
+        node = step.node
+        take = grads.get if node in ends else grads.pop
+        given = [take((node, k), None) for k in range(step.outputs)]
+        if all([g is None for g in given]):
             continue
         results: Any = NotImplemented
-        if step.formula is not None and count == 1:
+        if step.formula is not None and step.outputs == 1:
             results = step.formula(node, given[0], step.needed)
         if results is NotImplemented:
             results = _alone(step, given)
         elif type(results) is not tuple:
             results = (results,)
-        for edge, needed, result in zip(step.edges, step.needed, results, strict=True):
-            if needed and result is not None:
-                add(edge, result)
+        for i, edge, meta in step.targets:
+            result = results[i]
+            if result is not None:
+                result = fitted(result, *meta)
+                grads[edge] = grads[edge] + result if edge in grads else result
     return [None if edge is None else grads.get(edge) for edge in plan.inputs]
 
 
@@ -210,9 +213,7 @@ def fitted(grad: Any, shape: Sequence[int], dtype: torch.dtype) -> Any:
 def _alone(step: _Step, given: list[Any]) -> list[Any]:
     """Run one node on lowered vectors."""
     at = [k for k, g in enumerate(given) if g is not None]
-    targets = {edge for edge, needed in zip(step.edges, step.needed, strict=True) if needed}
     found = [i for i, needed in enumerate(step.needed) if needed]
-    all_needed = len(found) == sum(edge[0] is not None for edge in step.edges)
 
     def call(lowered: list[Any]) -> list[Any]:
         args = dict(zip(at, lowered, strict=True))
@@ -222,21 +223,23 @@ def _alone(step: _Step, given: list[Any]) -> list[Any]:
         return [results[i] for i in found]
 
     def run(lowered: list[Any]) -> Any:
-        # Called like a function, a node computes for weights too that are not asked for; the engine tells it. But with
-        # two inputs, the engine would also go from one on to the other.
         del found[1:]
         return torch.autograd.grad(
             [GradientEdge(step.node, k) for k in at], [GradientEdge(*edge) for edge in targets], lowered,
             retain_graph=True, create_graph=torch.is_grad_enabled(),
         )  # fmt: skip
 
-    gradients = lowered_map(call if all_needed or len(targets) > 1 else run, [given[k] for k in at])
+    # Called like a function, a node computes for weights too whose gradients nobody asks for; the engine tells it. But
+    # from one of two targets the engine would go on to the other.
+    targets = {edge for _, edge, _ in step.targets}
+    computed = sum(n is not None for n, _ in step.node.next_functions)
+    gradients = lowered_map(run if len(found) < computed and len(targets) == 1 else call, [given[k] for k in at])
     results = dict(zip(found, gradients, strict=True))
-    return [results.get(i) for i in range(len(step.edges))]
+    return [results.get(i) for i in range(len(step.needed))]
 
 
 def _free(outputs: Sequence[Any], inputs: Sequence[Any]) -> None:
     """Let the engine free what the nodes have saved: it gives them no gradients, so they compute nothing."""
     with torch.enable_grad():
-        ends = [UndefinedGrad()(o) for o in outputs]
-    torch.autograd.grad(ends, inputs, ends, allow_unused=True)
+        ends = tuple([UndefinedGrad()(o) for o in outputs])
+    run_engine(ends, ends, False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False)

@@ -210,7 +210,12 @@ def _through_shared_graph(
     if all(type(v) is not BatchedTensor for v in values) and not options["materialize_grads"]:
         fronts = [aligned(info, v, 0) for v in vectors]
         found = batched_vjp(
-            outputs, inputs, fronts, keep=keep, create_graph=options["create_graph"], allow_unused=options["allow_unused"]
+            outputs,
+            inputs,
+            fronts,
+            keep=keep,
+            create_graph=options["create_graph"],
+            allow_unused=options["allow_unused"],
         )
         if found is not None:
             return tuple(None if g is None else wrap(info, *settled(g, 0)) for g in found)
