@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import vmap_autograd
+import vmap_control_flow
 import vmap_core.cli
 import vmap_core.extend
 import vmap_core.testing
@@ -29,7 +30,7 @@ import vmap_nn
 from vmap_core.patching import registry
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = [vmap_core, vmap_autograd, vmap_cuda, vmap_linalg, vmap_nn]
+PACKAGES = [vmap_core, vmap_autograd, vmap_control_flow, vmap_cuda, vmap_linalg, vmap_nn]
 MODULES = [
     name
     for package in PACKAGES

@@ -161,7 +161,7 @@ def test_core_and_nn(environment):
 
 def test_all_packs_and_the_choice_of_some(environment):
     run = environment(*(m.name for m in MEMBERS))
-    assert set(run(PACKS)) == {"core", "autograd", "cuda", "linalg", "nn"}
+    assert set(run(PACKS)) == {"core", "autograd", "control-flow", "cuda", "linalg", "nn"}
     assert set(run(PACKS, VMAP_PACKS="nn,linalg")) == {"core", "nn", "linalg"}
 
 

@@ -38,7 +38,7 @@ def test_plugin_fits_the_core(plugin):
     about, stem = project(plugin), plugin.name.removeprefix("vmap-")
     minor = ".".join(CORE["version"].split(".")[:2])
     assert about["dependencies"] == [f"vmap-core~={minor}.0"]
-    assert about["entry-points"]["vmap.rules"] == {stem: f"vmap_{stem}"}
+    assert about["entry-points"]["vmap.rules"] == {stem: f"vmap_{stem.replace('-', '_')}"}
     assert CORE["optional-dependencies"][stem] == [f"{plugin.name}~={'.'.join(about['version'].split('.')[:2])}.0"]
 
 

@@ -186,3 +186,28 @@ def test_the_derivative_of_an_inplace_operation_on_what_it_overwrites(name):
         return getattr(x.clone(), name)(*args)
 
     assert check_rule(function, torch.rand(4) * 0.8 + 0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z[0].unsqueeze_(0),
+        lambda z: z[:1].squeeze_(0),
+        lambda z: z.t_(),
+        lambda z: z[0].unsqueeze_(0).transpose_(0, 1),
+        lambda z: z.view(4).unsqueeze_(1),
+    ],
+)
+@pytest.mark.parametrize("first", ["view", "base"])
+def test_a_view_reshaped_in_place_stays_a_view(change, first):
+    def f(x):
+        z = torch.arange(4.0).reshape(2, 2)
+        other = z[1:]
+        v = change(z)
+        (v if first == "view" else z).add_(x)
+        return v * 1, other * 1, z * 1
+
+    x = torch.ones(3, 1)
+    expected = [torch.stack(parts) for parts in zip(*(f(row) for row in x), strict=True)]
+    for got, wanted in zip(vmap(f)(x), expected, strict=True):
+        assert torch.equal(got, wanted)

@@ -69,6 +69,10 @@ class FallbackWarning(UserWarning):
         self.op = op
 
 
+class RandomnessWarning(UserWarning):
+    """A mapped function seems to have drawn a number of Python's or NumPy's, once for all samples."""
+
+
 class CaptureWarning(UserWarning):
     """A compiled function cannot be captured, and runs as it is."""
 

@@ -4,6 +4,7 @@ from .dispatch.decompose import decompose
 from .dispatch.inplace import unrepeated
 from .dispatch.lowering import run_lowered
 from .dispatch.planner import call_inherent
+from .dispatch.rows import narrow, rows_level, rows_of, taken_off
 from .errors import (
     ComplexGraphError,
     DataDependentError,
@@ -102,6 +103,7 @@ __all__ = [
     "mapped",
     "may_return_self",
     "named_aten",
+    "narrow",
     "own_samples",
     "pad_rank",
     "patch",
@@ -116,11 +118,14 @@ __all__ = [
     "report",
     "requires_grad_",
     "resumed",
+    "rows_level",
+    "rows_of",
     "run_lowered",
     "run_rule",
     "sequential",
     "sequential_vmap",
     "settled",
+    "taken_off",
     "to_front",
     "unregister",
     "unrepeated",

@@ -86,6 +86,8 @@ def test_refused(name):
         lambda x: torch.slice_copy(x, 1, 1, None, 2),
         lambda x: torch.select_copy(x, -1, 1),
         lambda x: torch.slice_copy(x),
+        lambda x: torch.view_copy(x, (-1,)),
+        lambda x: torch.view_copy(x.t(), (x.numel(), 1)),
     ],
 )
 def test_copies_of_views_take_no_loop(f, dim):

@@ -216,3 +216,36 @@ def test_setitem_casts_and_drops_leading_ones_as_pytorch_does(write, dim):
 def test_setitem_refuses_another_dtype_through_an_index_tensor():
     with pytest.raises(RuntimeError, match="dtypes match"):
         vmap(lambda v: v.clone().__setitem__(torch.tensor([0, 2]), v.long().sum()))(torch.ones(2, 3))
+
+
+MASKED = {
+    "columns": lambda y, v: y.__setitem__((slice(None), v[0, :, 0] > 0), 0.0),
+    "number after": lambda y, v: y.__setitem__((v[:, 1, 0] > 0, 0), 7.0),
+    "number before, slice after": lambda y, v: y.__setitem__((-1, v[0, :, 1] > 0, slice(1, 3)), 7.0),
+    "0-d tensor after": lambda y, v: y.__setitem__((slice(None), v[0, :, 0] > 0, torch.tensor(1)), 1),
+    "ellipsis": lambda y, v: y.__setitem__((..., v[0, 0] > 0), v[:, :, :1]),
+    "ellipsis, two dims": lambda y, v: y.__setitem__((..., v[0] > 0), v[:, :1, 0]),
+    "new dim before": lambda y, v: y.__setitem__((None, v[:, 1, 0] > 0, slice(None)), v[0, 0]),
+    "new dim after": lambda y, v: y.__setitem__((v[:, 1, 0] > 0, None, slice(None)), v[0, 0]),
+    "all kinds": lambda y, v: y.__setitem__((0, None, v[1, :, 0] > 0, ..., 0), v[0, 0, 0]),
+    "mask without dims": lambda y, v: y.__setitem__((slice(None), v[0, 0, 0] > 0, slice(0, 2)), 1.5),
+    "one row for all hits": lambda y, v: y.__setitem__((slice(None), v[0, :, 0] > 0), v[:, :1]),
+    "leading one": lambda y, v: y.__setitem__((v[:, 0, 0] > 0,), v[:1]),
+    "integers": lambda y, v: y.__setitem__((slice(None), v[0, :, 0] > 0), torch.tensor(3)),
+}
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("write", MASKED.values(), ids=MASKED)
+def test_a_batched_mask_beside_other_parts(write, made):
+    def f(v):
+        y = torch.zeros(2, 4, 5) if made else v.clone()
+        write(y, v)
+        return y
+
+    x = torch.arange(120.0).reshape(3, 2, 4, 5).sin()
+    expected = torch.stack([f(sample) for sample in x])
+    for dim in (0, 2):
+        assert torch.equal(vmap(f, in_dims=dim)(x.movedim(0, dim)), expected)
+    with pytest.raises(IndexError, match=r"mask \[2\] at index 0 does not match .* \[2, 4, 5\] at index 1"):
+        vmap(lambda v: v.clone().__setitem__((slice(None), v[:, 0, 0] > 0), 1.0))(x)

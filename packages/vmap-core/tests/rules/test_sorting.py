@@ -118,10 +118,27 @@ SORTS = {
     ),
     "bucketize": (lambda y, x: torch.bucketize(y, x.sort().values), M, M[0]),
     "histc": (lambda x: torch.histc(x, 4, -1, 1), M),
+    "histogram": (lambda x: torch.histogram(x, x.new_tensor([-0.5, 0, 0.25, 2])).hist, M),
+    "histogram, edges of the sample": (lambda x, e: torch.histogram(x, e.sort().values), M, M[0]),
+    "histogram, weights, density": (
+        lambda x, w: torch.histogram(x, 3, range=(-1.0, 1.0), weight=w, density=True),
+        M,
+        M.abs(),
+    ),
 }
 # Which of equal elements PyTorch puts first differs from kernel to kernel, and integers and truth values are often equal.
 # It refuses to look for a number among truth values, which a mapped isin does.
-FLOATING = {"sort", "sort, descending", "argsort", "topk", "topk, smallest", "a number in"}
+FLOATING = {
+    "histogram",
+    "histogram, edges of the sample",
+    "histogram, weights, density",
+    "sort",
+    "sort, descending",
+    "argsort",
+    "topk",
+    "topk, smallest",
+    "a number in",
+}
 
 
 @pytest.mark.parametrize("name", SORTS)
@@ -133,6 +150,8 @@ def test_against_the_loop(name):
 REFUSED = {
     "sort, no such dim": (torch.sort, M, 2),
     "topk of too many": (torch.topk, M, 5),
+    "histogram, edges of two dims": (torch.histogram, M, M),
+    "histogram, weights of other rows": (lambda x, w: torch.histogram(x, 3, range=(0.0, 1.0), weight=w), M, M[0]),
     "bincount of floats": (torch.bincount, M[0]),
     "searchsorted of other rows": (torch.searchsorted, M, X[0, :2]),
 }

@@ -151,3 +151,30 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     check_refused(*REFUSED[name])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        torch.positive, torch.conj, torch.conj_physical, torch.resolve_conj, torch.resolve_neg, torch.real,
+        lambda x: +x, lambda x: x.flatten(1), lambda x: x[0].flatten(), lambda x: x.flatten(), lambda x: x.contiguous(),
+        lambda x: x.to(x.dtype), lambda x: x.type_as(x), lambda x: x.sum_to_size(x.shape), torch.atleast_2d,
+        lambda x: torch.nn.functional.dropout(x, training=False), lambda x: x.view_as(x), lambda x: x.t().t(), torch.squeeze,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [lambda x: x, torch.exp, lambda x: torch.complex(x, x)])
+def test_what_is_the_very_tensor_in_the_loop_is_here(f, make):
+    def g(x):
+        x = make(x)
+        out = f(x)
+        same.append(out is x)
+        x.unsqueeze_(0)  # shows in `out` where that is `x`
+        return out * 1
+
+    for dim in (0, 1, 2):
+        same = []
+        x = X[..., :3].contiguous()
+        expected = torch.stack([g(sample) for sample in x.unbind(dim)])
+        of_loop, same = same[0], []
+        torch.testing.assert_close(vmap(g, in_dims=dim)(x), expected)
+        assert same == [of_loop]

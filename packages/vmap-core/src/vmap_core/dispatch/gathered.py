@@ -121,13 +121,11 @@ class WatchingTable(Table):
 
     def __init__(self, table: Table) -> None:
         """Take the rules over; the plans are made anew."""
-        self.packs, self.rules, self.checks = table.packs, table.rules, table.checks
-        self.plans, self.autocast_plans, self._checked = {}, {}, None
-        self.run_of_other = table.run_of
+        self.share(table)
 
     def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
         """Watch what may write."""
-        run = self.run_of_other(key, run, served)
+        run = self.other.run_of(key, run, served)
         func = key
         while isinstance(func, tuple):
             func = func[1] if len(func) > 1 and getattr(func[0], "__name__", "") == "call_inherent" else func[0]

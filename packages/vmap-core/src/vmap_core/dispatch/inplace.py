@@ -93,8 +93,8 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
     Raises:
         InplaceError: a tensor's values are other ones now; they are put back.
     """
-    outside = [t for t in leaves(targets) if t is not None and not (type(t) is BatchedTensor and t._level is level)]
-    if not outside or random or level.batch_size == 1:
+    outside = [t for t in (_outside(level, t) for t in leaves(targets)) if t is not None]
+    if not outside or random or level.is_one:
         yield
         return
     with torch.no_grad():
@@ -105,6 +105,13 @@ def unrepeated(level: Level, op: Any, targets: Any, random: bool = False) -> Ite
             if t.shape != old.shape or _changed(t, old):
                 t.copy_(old)
                 raise _shared_update(level, op, t)
+
+
+def _outside(level: Level, t: Any) -> Any:
+    """Return a tensor whose memory comes from outside the mapped function, as it is there; None for one from inside."""
+    if type(t) is not BatchedTensor or t._level is not level:
+        return t
+    return t._value if t._bdim is None and t._origin is None else None
 
 
 def _changed(new: Any, old: Any) -> bool:
@@ -150,7 +157,7 @@ def write(level: Level, op: object, target: Any, result: Any) -> None:
             f"result type {_dtype_name(result.dtype)} can't be cast to the desired output type "
             f"{_dtype_name(target.dtype)}"
         )
-    if batched:
+    if batched or (type(target) is BatchedTensor and target._level is level and target._bdim is not None):
         name = op._schema.name if isinstance(op, OpOverload) else getattr(op, "__name__", op)
         ownership.promote(level, target, name)
     if type(target) is BatchedTensor and target._level is level:
@@ -192,24 +199,16 @@ def metadata_run(op: OpOverload, functional: OpOverload, arrange: Arrange | None
             args, kwargs = arrange(args, kwargs)
         x = args[0]
         if type(x) is not BatchedTensor or x._level is not level:
-            if level.batch_size != 1:
+            if not level.is_one:
                 raise _shared_update(level, op, x)
             return emitter(op)(*args, **kwargs)
-        if x._bdim is None and type(x._origin) is Origin and any(ref() is not None for ref in x._origin.views):
-            ownership.promote(level, x, op)  # its views could not be made again from what x shows next
+        if x._bdim is None and type(x._origin) is Origin:
+            if x._origin.base is not None or any(ref() is not None for ref in x._origin.views):
+                ownership.promote(level, x, op)  # views could not be made again, of what x shows next or by what made x
         viewed = call(level, functional, args, kwargs)
         if type(viewed) is BatchedTensor and viewed is not x:
-            _rebind(x, viewed)
+            own = x._origin
+            become(x, viewed._value, viewed._bdim, own if type(own) is Origin else viewed._origin)
         return x
 
     return run
-
-
-def _rebind(x: BatchedTensor, viewed: BatchedTensor) -> None:
-    own, new = x._origin, viewed._origin
-    if type(own) is not Origin:  # it is batched
-        become(x, viewed._value, viewed._bdim, new)
-        return
-    become(x, viewed._value, viewed._bdim, own)
-    if own.base is not None and type(new) is Origin:
-        own.replay = new.replay

@@ -18,6 +18,7 @@ from ..levels import head
 from ..levels.args import has_tensor, wrap
 from ..levels.layout import lay_out, seen, settled
 from ..levels.level import Level
+from ..levels.sharing import refuse_seen
 from ..levels.tensor import BatchedTensor
 from ..rulekit.by_shape import learn
 from ..rulekit.dims import lie_alike
@@ -209,6 +210,8 @@ class _Call:
             f"if {x}._level is level and {x}._bdim is not None:",
             f"    v0 = {x}._value",
             f"    if not v0.requires_grad{alike}:",  # a leaf may have to be given memory first
+            "        if level.seen is None or level.seen:",
+            f"            refuse_seen(level, {x}, {method!r})",
             f"        v0.{method}({value})",
             f"        return {x}",
         )
@@ -285,7 +288,7 @@ def _maker(text: str, names: tuple[str, ...]) -> Callable[..., Run]:
     """Compile lines once for all the rules that they serve."""
     scope: dict[str, Any] = {
         "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap,
-        "lay_out": lay_out, "lie_alike": lie_alike, "seen": seen, "settled": settled, "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
+        "lay_out": lay_out, "lie_alike": lie_alike, "refuse_seen": refuse_seen, "seen": seen, "settled": settled, "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
     }  # fmt: skip
     exec(compile(f"def make({', '.join(('general', *names))}):\n{text}", "<vmap's short cut>", "exec"), scope)
     make: Callable[..., Run] = scope["make"]

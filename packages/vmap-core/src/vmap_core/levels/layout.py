@@ -132,14 +132,19 @@ def seen(out: Any, bdim: int, value: Any) -> tuple[Any, int, Exact | None]:
 
 def same_storage(a: Any, b: Any) -> bool:
     """Tell whether two values share memory, looking through levels."""
-    while type(a) is BatchedTensor:
-        a = a._value
-    while type(b) is BatchedTensor:
-        b = b._value
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return False
+    storage = storage_of(a)
+    return a is b if storage is None else storage == storage_of(b)
+
+
+def storage_of(x: Any) -> int | None:
+    """Return what tells the memory of a tensor from all others while it lives, looking through levels; None if it has none."""
+    while type(x) is BatchedTensor:
+        x = x._value
     try:
         with DisableTorchFunction():
-            return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # no storage: sparse, meta wrappers
-        return a is b
+            address: int = x.untyped_storage()._cdata
+            return address
+    except (RuntimeError, NotImplementedError):  # sparse, meta wrappers
+        return None

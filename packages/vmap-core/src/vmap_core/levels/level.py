@@ -85,6 +85,10 @@ class Level(TorchFunctionMode):
         active: False once the vmap has returned.
         dispatch_keys: the dispatcher's state as door 1 sees it, above autograd, so that physical operations which come
             from the engine are recorded; set while tensors are lowered (see `dispatch.lowering`).
+        inputs: the arguments of the mapped function, flat.
+        seen: the storages of inputs in which samples see each other; None before the first write (see `levels.sharing`).
+        rows: of a level for some of the samples of others, which ones, by level; and tensors of those that it has met,
+            with what they are here (see `dispatch.rows`).
         gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
     """
@@ -92,6 +96,10 @@ class Level(TorchFunctionMode):
     dispatch_keys: Any = None
     modes: Sequence[Any] = ()
     gathered: Sequence[Any] = ()
+    inputs: Sequence[Any] = ()
+    seen: set[int | None] | None = None
+    rows: dict[Level, Any] = {}  # noqa: RUF012  # no level's own
+    narrowed: dict[int, tuple[Any, Any, Any]]
 
     def __init__(self, batch_size: int, randomness: Randomness, table: Table, func: Any = "vmap") -> None:
         """Make a level, for a mapped function or its name; it becomes active when it is pushed."""
@@ -103,6 +111,11 @@ class Level(TorchFunctionMode):
         self.func = func
         self.active = True
         self.depth = stack_size()
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one sample, so that what is outside the function is that sample's."""
+        return self.batch_size == 1 and not self.rows
 
     def look_at_autocast(self) -> None:
         """Take the plans for the state of autocast in this thread."""
@@ -152,6 +165,12 @@ class Level(TorchFunctionMode):
 
     def require_randomness(self, op: object) -> None:
         """Raise unless random operations are allowed at this level."""
+        if self.rows and self.randomness == "same":
+            raise RandomnessError(
+                f"vmap: {op}, called at {user_location()} in a branch that not all samples take, under randomness='same': samples "
+                f"that go another way would go on with other numbers than in the loop. Instead: draw before the branch, or say "
+                f"randomness='different'."
+            )
         if self.randomness == "error":
             raise RandomnessError(
                 "vmap: called random operation while in randomness error mode. Please either use the 'same' or "

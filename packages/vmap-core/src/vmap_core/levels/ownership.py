@@ -20,6 +20,7 @@ from ..torch_compat.mode_stack import stack_size
 from .entry import dispatch
 from .layout import lay_out, samples_first
 from .level import Level
+from .sharing import refuse_seen
 from .tensor import BatchedTensor, become, make_batched
 
 
@@ -70,10 +71,12 @@ def promote(level: Level, x: Any, op: object) -> None:
         op: the operation, for the error.
 
     Raises:
-        InplaceError: the tensor comes from outside the mapped function.
+        InplaceError: the tensor comes from outside the mapped function, or samples see each other through it.
     """
     if type(x) is BatchedTensor and x._level is level:
         if x._bdim is not None:
+            if level.seen is None or level.seen:
+                refuse_seen(level, x, op)
             value = x._value
             if value.requires_grad and value.is_leaf and level.batch_size > 1 and not value.stride(x._bdim):
                 # the leaf stays the same, its samples get memory each

@@ -17,7 +17,7 @@ from .stack import physically
 from .tensor import BatchedTensor
 
 _ADVICE = {
-    "bool()": "use torch.where(condition, a, b) to choose per sample, or torch.cond",
+    "bool()": "use torch.where(condition, a, b) to choose per sample, or torch.cond (vmap-control-flow)",
     "item()": "keep the value a tensor, or pass it to the mapped function with in_dims=None",
     "__index__()": "use torch.gather, torch.index_select or x[index_tensor] with the tensor itself",
 }

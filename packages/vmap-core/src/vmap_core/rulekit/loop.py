@@ -184,6 +184,11 @@ def _samples(level: Level, value: Any, bdim: Any, written: bool) -> Iterator[Any
 def _stack(rows: list[Any]) -> tuple[Any, Any]:
     first = rows[0]
     if isinstance(first, Tensor):
+        if first.layout is not torch.strided and not first.is_sparse and not first.is_nested:
+            raise UnsupportedError(
+                f"vmap: a {first.layout} tensor for each sample, at {user_location()}: PyTorch has no derivative for a batch of "
+                f"those. Instead: a COO tensor (torch.sparse_coo_tensor, to_sparse())."
+            )
         return torch.stack(rows), 0
     if children(first) is not None:
         held = [children(row) or () for row in rows]

@@ -269,6 +269,7 @@ KNOWN_PACKS = {
         "record_stream",
     ),
     "vmap-autograd": ("backward", "autograd"),
+    "vmap-control-flow": ("cond", "while_loop", "scan", "map_impl"),
     "vmap-linalg": ("linalg", "cholesky", "lu_", "qr", "svd", "eig", "ldl", "ormqr", "solve", "cdist", "pdist", "aten.renorm"),
     "vmap-nn": ("conv", "pool", "norm", "loss", "attention", "embedding", "upsample", "grid_sampl", "rnn", "lstm", "gru"),
 }  # fmt: skip

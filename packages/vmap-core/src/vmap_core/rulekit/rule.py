@@ -267,12 +267,16 @@ class Table:
         autocast_plans: those under autocast.
         checks: whether what this project's own rules return is checked, too.
         watching: the table with the same rules, whose plans look at what is written (see `dispatch.gathered`).
+        narrowing: the one whose plans narrow tensors to some of the samples (see `dispatch.rows`).
+        other: of such a table, the one that it has its rules from.
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
             call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
     watching: Table | None = None
+    narrowing: Table | None = None
+    other: Table
 
     def __init__(self, packs: Iterable[RulePack], checks: bool = False) -> None:
         """Merge packs.
@@ -297,6 +301,11 @@ class Table:
                     )
                 if old is None or entry.override:
                     entries[key] = entry
+
+    def share(self, other: Table) -> None:
+        """Take the rules of another table; the plans are made anew."""
+        self.packs, self.rules, self.checks, self.other = other.packs, other.rules, other.checks, other
+        self.plans, self.autocast_plans, self._checked = {}, {}, None
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
         """Keep what runs the calls of a signature among ``plans``, and return what runs the first of them."""

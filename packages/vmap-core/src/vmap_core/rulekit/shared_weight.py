@@ -40,7 +40,7 @@ class Product:
 
 def is_expanded(x: Any, bdim: int | None) -> bool:
     """Tell whether all samples of a batched tensor are one tensor, expanded."""
-    return bdim is not None and x.stride(bdim) == 0 and x.shape[bdim] > 1
+    return bdim is not None and x.layout is torch.strided and x.stride(bdim) == 0 and x.shape[bdim] > 1
 
 
 def product(op: Product, x: Any, weight: Any, bias: Any, *options: Any) -> Any:

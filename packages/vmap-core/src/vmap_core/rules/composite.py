@@ -30,6 +30,12 @@ def select_copy(x, dim, index):
     return x.select(dim, index).clone(memory_format=torch.contiguous_format)
 
 
+@pack.composite(aten.view_copy.default)
+def view_copy(x, size):
+    """(*) -> (*size), copied, whatever the layout."""
+    return x.reshape(size).clone(memory_format=torch.contiguous_format)
+
+
 @pack.composite(aten.as_strided_copy.default)
 def as_strided_copy(x, size, stride, storage_offset=None):
     """(*) -> (*size), as a copy."""

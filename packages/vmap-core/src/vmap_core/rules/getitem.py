@@ -216,9 +216,8 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
     if any_batched(info, (x, value, *parts), {}):
         promote(info, x, "aten::copy_" if isinstance(value, Tensor) else "aten::fill_")
     with info.pushed():
-        mask = _batched_mask(parts, x, value)
-        if mask is not None:
-            _write_mask(x, mask, value)
+        mask = _batched_mask(parts)
+        if mask is not None and _write_mask(x, parts, mask, value):
             return
         if mixes_scalars(parts):
             _write_places(x, index, value)
@@ -248,24 +247,43 @@ def _write_places(x: Any, index: Any, value: Any) -> None:
     x.copy_(x.reshape(-1).scatter(0, places.reshape(-1), value.reshape(-1)).reshape(x.shape))
 
 
-def _batched_mask(parts: tuple[Any, ...], x: Any, value: Any) -> Any:
-    """Return the mask of ``x[mask] = value`` if its samples differ, and the value does not go by its true elements."""
+def _batched_mask(parts: tuple[Any, ...]) -> Any:
+    """Return the boolean mask of an index expression if its samples differ and nothing else is an index tensor."""
     masks = [p for p in parts if type(p) is BatchedTensor and not _is_shared(p) and p.dtype == torch.bool]
-    if len(masks) != 1 or any(p is not masks[0] and p is not ... for p in parts):
+    if len(masks) != 1 or not all(p is masks[0] or type(p) in _BASIC or _selects(p) for p in parts):
         return None
-    (mask,) = masks
-    if parts[0] is ... and len(parts) == 2 and mask.dim() != x.dim():
-        return None
-    trailing = x.dim() - mask.dim()
-    if isinstance(value, Tensor) and value.dim() > trailing and value.shape[0] != 1:
-        return None
-    return mask
+    return masks[0]
 
 
-def _write_mask(x: Any, mask: Any, value: Any) -> None:
-    """``x[mask] = value`` where the mask differs from sample to sample: the shape of the result does not."""
+def _selects(part: Any) -> bool:
+    """Tell whether an index tensor is taken for a number."""
+    return isinstance(part, Tensor) and not part.dim() and not _is_mask(part) and _is_shared(part)
+
+
+def _write_mask(x: Any, parts: tuple[Any, ...], mask: Any, value: Any) -> bool:
+    """Write ``x[.., mask, ..] = value`` where the mask differs from sample to sample; False where the value goes by its hits.
+
+    What the other parts select is a view; of that, the elements under the mask are replaced.
+    """
+    at = next(i for i, p in enumerate(parts) if p is mask)
+    around = [slice(None)] * mask.dim()
+    view, _ = parse(x, (*parts[:at], *around, *parts[at + 1 :]))
+    used = sum(map(_dims_used, parts))
+    first = sum(p is None or type(p) is slice for p in parts[:at])  # the dim of the view where the mask begins
+    if any(p is ... for p in parts[:at]):
+        first += x.dim() - used
     for k in range(mask.dim()):
-        _check_mask(mask, k, x, k)
-    mask = mask.reshape((*mask.shape, *(1,) * (x.dim() - mask.dim())))
-    value = value.to(x.dtype) if isinstance(value, Tensor) else value
-    x.copy_(torch.where(mask, value, x))
+        _check_mask(mask, k, view, first + k)
+    after = view.dim() - first - mask.dim()
+    if isinstance(value, Tensor):
+        value = value.to(x.dtype)
+        if value.dim() > after:
+            hits = value.dim() - after - 1  # the dim of the value that goes along the true elements
+            if value.shape[hits] != 1:
+                return False
+            value = value.reshape((*value.shape[:hits], *(1,) * mask.dim(), *value.shape[hits + 1 :]))
+        while value.dim() > view.dim() and value.shape[0] == 1:
+            value = value.squeeze(0)
+    mask = mask.reshape((*mask.shape, *(1,) * after))
+    view.copy_(torch.where(mask, value, view))
+    return True

@@ -13,6 +13,7 @@ from ..rulekit.dims import ensure_bdim, physical_dim, to_front
 from ..rulekit.rule import RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
+from .sparse import product as sparse_product
 
 pack = RulePack("core.matmul")
 
@@ -101,6 +102,15 @@ def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
 @pack.rule(aten.matmul.default, aten.linalg_matmul.default)
 def matmul(info, in_dims, a, b):
     """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
+    try:
+        return _matmul(info, in_dims, a, b)
+    except (RuntimeError, NotImplementedError):
+        if a.is_sparse or b.is_sparse:  # asked only now, since it takes longer than to try
+            return sparse_product(info, in_dims, a, b)
+        raise
+
+
+def _matmul(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
     a_bdim, b_bdim = in_dims
     a_rank, b_rank = a.ndim - (a_bdim is not None), b.ndim - (b_bdim is not None)
     if not a_rank or not b_rank:

@@ -262,11 +262,11 @@ def multinomial(info, in_dims, x, num_samples, replacement=False, *, generator=N
 
 def _permutation(op: Any) -> RuleFunction:
     def randperm(info: Any, in_dims: Any, n: int, **kwargs: Any) -> Any:
-        """Draw a permutation (n). There is no batched one: ``different`` draws one after the other."""
+        """Draw a permutation (n). There is no batched one: ``different`` draws one after the other, the loop's numbers."""
         info.require_randomness(op)
-        if info.randomness == "same":
+        if info.randomness == "same" or not info.batch_size:
             return op(n, **kwargs), None
-        return loop(info, op, in_dims, n, **kwargs)
+        return torch.stack([op(n, **kwargs) for _ in range(info.batch_size)]), 0
 
     return randperm
 

@@ -9,7 +9,7 @@ import torch
 
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import to_front, wrap_dim
-from ..rulekit.rule import RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
 from .view import logical_shape
 
@@ -71,16 +71,19 @@ pack.add(aten._unsafe_view.default, _reshaper("reshape"))
 pack.add(aten.reshape.default, by_shape(_reshaper("reshape")))
 
 
-@pack.rule(aten.flatten.using_ints)
-@by_shape
 def flatten(info, in_dims, x, start_dim=0, end_dim=-1):
-    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one."""
-    x = to_front(x, in_dims[0])
+    """(*) -> (*), the dims from start to end as one. A view if the sample's would be one; the same tensor for one dim."""
     rank = x.ndim - 1
     start, end = wrap_dim(start_dim, rank), wrap_dim(end_dim, rank)
     if start > end:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    if rank and start == end:
+        return x, in_dims[0]
+    x = to_front(x, in_dims[0])
     return (x.flatten(start + 1, end + 1) if rank else x.unsqueeze(1)), 0
+
+
+pack.add(aten.flatten.using_ints, Rule(flatten, by_shape=flatten, may_return_self=True))
 
 
 @pack.rule(aten._reshape_alias.default)

@@ -10,6 +10,7 @@ from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dims, promote_like_samples
 from ..rulekit.families import along_dim
+from ..rulekit.loop import loop
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
 from .reduction import flat
@@ -154,6 +155,36 @@ def histc(info, in_dims, x, bins=100, min=0, max=0):
     inside = (x >= low) & (x <= high)
     index = ((x - low) * bins / (high - low)).nan_to_num(0, 0, 0).long().clamp(0, bins - 1)
     return x.new_zeros(n, bins).scatter_add(1, index, inside.to(x.dtype)), 0
+
+
+def _histogram(op: Any) -> RuleFunction:
+    def histogram(info: Any, in_dims: Any, x: Any, bins: Any = 100, *, weight: Any = None, **kwargs: Any) -> Any:
+        """(*), (m + 1) or a number m -> (m), (m + 1): counts between edges, or sums of weights; and the edges."""
+        given = isinstance(bins, torch.Tensor)
+        if (
+            not given and kwargs.get("range") is None
+        ):  # edges of the sample's own range, which the kernel rounds in its way
+            return loop(info, op, in_dims, x, bins, weight=weight, **kwargs)
+        dims = in_dims[-1] if isinstance(in_dims[-1], dict) else {}
+        x = ensure_bdim(x, in_dims[0], info.batch_size)
+        edges = ensure_bdim(bins, in_dims[1], info.batch_size) if given else bins
+        ones = torch.ones_like(x) if weight is None else ensure_bdim(weight, dims.get("weight"), info.batch_size)
+        like = edges.new_zeros(edges.shape[1:]) if given else bins  # of one sample: it raises where the operator does
+        common = op(x.new_zeros(x.shape[1:]), like, weight=ones.new_zeros(ones.shape[1:]), **kwargs)[1]
+        if not given:
+            edges = ensure_bdim(common, None, info.batch_size)
+        x, edges = flat(x, 0).contiguous(), edges.contiguous()
+        inside = (x >= edges[:, :1]) & (x <= edges[:, -1:])
+        place = (torch.searchsorted(edges, x, right=True) - 1).clamp(0, edges.shape[1] - 2)
+        hist = x.new_zeros(x.shape[0], edges.shape[1] - 1).scatter_add(1, place, flat(ones, 0) * inside)
+        if kwargs.get("density"):
+            hist = hist / hist.sum(1, True) / edges.diff()
+        return (hist, edges if given else common), (0, 0 if given else None)
+
+    return histogram
+
+
+pack.family(_histogram, aten.histogram.bins_tensor, aten.histogram.bin_ct)
 
 
 def _membership(op: Any) -> RuleFunction:

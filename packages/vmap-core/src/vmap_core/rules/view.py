@@ -9,7 +9,7 @@ import torch
 from ..dispatch.gathered import gathered
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
-from ..rulekit.rule import Rule, RuleFunction, RulePack
+from ..rulekit.rule import Rule, RuleFunction, RulePack, may_return_self
 from ..torch_compat.bindings import emitter
 from ..torch_compat.operators import named_aten as aten
 
@@ -265,14 +265,19 @@ pack.family(
     aten.alias.default,
     aten.detach.default,
     aten._conj.default,
-    aten.conj.default,
     aten._neg_view.default,
-    aten.resolve_conj.default,
-    aten.resolve_neg.default,
-    aten.real.default,
     aten.imag.default,
     aten.lift_fresh.default,
     aten.lift.default,
+)
+pack.family(
+    lambda op: may_return_self(_same_dims(op).function),  # ``x.conj() is x`` where x is real
+    aten.conj.default,
+    aten.conj_physical.default,
+    aten.positive.default,
+    aten.real.default,
+    aten.resolve_conj.default,
+    aten.resolve_neg.default,
 )
 
 

@@ -29,6 +29,8 @@ from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_of
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
+from .python_random import code_of, first_call, looked_at
+from .subclasses import overridden, refuse_overriding
 
 __all__ = ["vmap"]
 
@@ -108,12 +110,17 @@ def vmap(
     arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None
     simple = simple and (type(in_dims) is int or arity is not None)
 
+    code = None if randomness == "same" else id(code_of(func))
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if code not in looked_at:
+            return first_call(wrapped, func, args, kwargs)
         if simple and args and (arity is None or arity == len(args)):
             level = Level(0, randomness, current_table(), func)
             inputs = _mapped(args, flat_dims, level)
             if inputs is not None:
+                level.inputs = inputs
                 return _run(func, level, inputs, kwargs, out_dims)
         chunks = (chunk_size, memory_budget, progress)
         return _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
@@ -141,8 +148,10 @@ def _mapped(args: tuple[Any, ...], dims: Iterable[int | None], level: Level) -> 
     inputs = []
     for a, d in zip(args, dims):  # noqa: B905  # dims may repeat for ever
         if d is not None:
-            kind = type(a)
-            if not isinstance(a, Tensor) or (kind is not Tensor and kind is not BatchedTensor and a.is_nested):
+            kind: Any = type(a)
+            if not isinstance(a, Tensor):
+                return None
+            if kind is not Tensor and kind is not BatchedTensor and (a.is_nested or overridden(kind)):
                 return None
             try:
                 shape = a.shape
@@ -183,7 +192,8 @@ def _general(
 
     def run(size: int, leaves: list[Any]) -> Any:
         level = Level(size, randomness, current_table(), func)
-        inputs = iter([leaf if d is None else mapped(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)])
+        level.inputs = [leaf if d is None else mapped(leaf, d, level) for leaf, d in zip(leaves, dims, strict=True)]
+        inputs = iter(level.inputs)
         return _run(
             func, level, _tree.unflatten(spec, inputs), {**kwargs, **_tree.unflatten(kw_spec, inputs)}, out_dims
         )
@@ -217,8 +227,9 @@ def _run(func: Callable[..., Any], level: Level, args: Any, kwargs: dict[str, An
         else:
             out = _unwrap_tree(out, out_dims, level)
         level.active = False
+        level.inputs = ()  # they hold the level
         if level.gathered:
-            level.gathered = ()  # they hold the level
+            level.gathered = ()
         presence.leave(level)
         return out
     except BaseException as error:
@@ -242,7 +253,7 @@ def _end(level: Level, below: Sequence[Any]) -> None:
     """
     level.active = False
     level.plans = {}
-    level.gathered = ()
+    level.inputs = level.gathered = ()
     restore(below, (level,))
     presence.leave(level)
 
@@ -370,6 +381,8 @@ def _batch_size(leaves: list[Any], dims: list[Any], axis_size: int | None) -> in
             f"vmap: an input, at {user_location()}, is a nested tensor, whose samples differ in size. Instead: pad it "
             f"(torch.nested.to_padded_tensor), and map over the lengths beside it."
         )
+    for leaf, _ in mapped:
+        refuse_overriding(leaf)
     sizes = [leaf.shape[d] for leaf, d in mapped]
     if axis_size is not None:
         sizes.append(axis_size)

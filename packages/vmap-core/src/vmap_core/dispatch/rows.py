@@ -1,0 +1,124 @@
+"""Some of the samples of running levels as a level of their own: what runs a branch that only these samples take.
+
+`rows_level` makes it; it runs while those are off the stack (`taken_off`). A tensor of one of those, wherever the branch has it from
+(an argument, a closure, an object), is narrowed to the samples when an operation is given it. It is read and not written: a
+write would reach a copy, so it is an `InplaceError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..levels.containers import LEAVES, map_leaves
+from ..levels.layout import storage_of
+from ..levels.level import Level
+from ..levels.ownership import shared
+from ..levels.tensor import BatchedTensor, make_batched
+from ..rulekit.dims import ensure_bdim
+from ..rulekit.rule import Table
+from ..torch_compat.mode_stack import pop_mode, push_mode
+from .gathered import WatchingTable
+
+
+def rows_level(levels: Sequence[Level], places: Sequence[Any]) -> Level:
+    """Return a level for some of the samples of others.
+
+    Args:
+        levels: those on the stack that it stands for, outermost first; or that one of them stands for already.
+        places: for each, which of its samples: integer tensors (n).
+    """
+    inner = levels[-1]
+    level = Level(len(places[0]), inner.randomness, _narrowing(inner.table), inner.func)
+    rows: dict[Level, Any] = {}
+    for other, where in zip(levels, places, strict=True):
+        rows.update({further: its[where] for further, its in other.rows.items()})
+        rows[other] = where
+    level.rows, level.narrowed, level.seen = rows, {}, set()
+    return level
+
+
+class taken_off:
+    """Runs a block with levels, outermost first, off the stack (see Note [Contexts that change the stack] in `levels.level`)."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self.levels = levels
+
+    def __enter__(self) -> None:
+        """Take them off."""
+        for _ in self.levels:
+            pop_mode()
+
+    def __exit__(self, *exc: object) -> None:
+        """Put them back."""
+        for level in self.levels:
+            push_mode(level)
+
+
+def narrow(level: Level, x: Any) -> Any:
+    """Return a tensor of a level that this one stands for as one of this level; anything else as it is."""
+    if type(x) is not BatchedTensor or x._level is level or x._level not in level.rows:
+        return x
+    kept = level.narrowed.get(id(x))
+    if kept is not None and kept[1] is x._value:
+        return kept[2]
+    value: Any = x
+    dims: list[int] = []
+    places = []
+    while type(value) is BatchedTensor and value._level in level.rows:
+        if value._bdim is not None:
+            dims = [d + (value._bdim <= d) for d in dims]
+            dims.append(value._bdim)
+            places.append(level.rows[value._level])
+        value = value._value
+    if not dims:
+        return shared(level, value)
+    if len(dims) == 1:
+        value = value.index_select(dims[0], places[0])
+    else:
+        rest = [d for d in range(value.ndim) if d not in dims]
+        value = value.permute(*dims, *rest)[tuple(places)]
+    out = make_batched(value, dims[0] if len(dims) == 1 else 0, level)
+    assert level.seen is not None
+    level.seen.add(storage_of(out))
+    level.narrowed[id(x)] = (x, x._value, out)  # x itself, so that its id stays its own
+    return out
+
+
+def rows_of(level: Level, x: Any) -> Any:
+    """Return a tensor as the physical one of a level's samples, the batch dim in front."""
+    x = narrow(level, x)
+    value, bdim = (x._value, x._bdim) if type(x) is BatchedTensor and x._level is level else (x, None)
+    return ensure_bdim(value, bdim, level.batch_size)
+
+
+def _narrowing(table: Table) -> Table:
+    while isinstance(table, WatchingTable):  # the level starts without gathered views
+        table = table.other
+    if isinstance(table, NarrowingTable):
+        return table
+    if table.narrowing is None:
+        table.narrowing = NarrowingTable(table)
+    return table.narrowing
+
+
+class NarrowingTable(Table):
+    """A table like another one, whose plans narrow what they are given."""
+
+    def __init__(self, table: Table) -> None:
+        """Take the rules over; the plans are made anew."""
+        self.share(table)
+
+    def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
+        """Narrow the arguments first, where one is of another level or may hold one."""
+        run = self.other.run_of(key, run, served)
+
+        def narrowed(level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            for a in (*args, *kwargs.values()):
+                kind = type(a)
+                if (kind is BatchedTensor and a._level is not level) or kind not in LEAVES:
+                    args, kwargs = map_leaves(lambda x: narrow(level, x), (tuple(args), kwargs))
+                    break
+            return run(level, args, kwargs)
+
+        return narrowed
