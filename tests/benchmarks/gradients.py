@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -96,6 +97,44 @@ def jacobian(outputs: int, inputs: int, reverse: bool) -> dict[str, Run]:
     }
 
 
+def batched_vjp(graph: Callable[[Any], Any], x: Any) -> dict[str, Run]:
+    """All rows of a Jacobian by a mapped torch.autograd.grad on a graph that is there: README's second use."""
+    x = x.requires_grad_()
+    y = graph(x)
+    rows = torch.eye(y.numel())
+
+    def row(v: Any) -> Any:
+        return torch.autograd.grad(y, x, v, retain_graph=True)[0]
+
+    return {
+        "ours": lambda: vmap(row)(rows),
+        "torch.func": lambda: torch.func.vmap(row)(rows),
+        "loop": lambda: [row(v) for v in rows],
+    }
+
+
+def of_network(name: str, network: nn.Module, x: Any) -> dict[str, Run]:
+    """The Jacobian of a network's output, or the Hessian of the sum of its squares, by its input."""
+    params = {k: v.detach() for k, v in network.named_parameters()}
+
+    def f(x: Any) -> Any:
+        out = functional_call(network, params, (x,))
+        return out.square().sum() if name == "hessian" else out
+
+    loop = functional.hessian if name == "hessian" else functional.jacobian
+    return {
+        "ours": lambda: getattr(ours, name)(f)(x),
+        "torch.func": lambda: getattr(torch.func, name)(f)(x),
+        "autograd.functional": lambda: loop(f, x, vectorize=True),
+        "loop": lambda: loop(f, x),
+    }
+
+
+def layers(*sizes: int) -> nn.Module:
+    """Linear layers with tanh after each."""
+    return nn.Sequential(*(layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())))
+
+
 def mapped_hessian() -> dict[str, Run]:
     """A 6-dim Hessian for each of 64 samples."""
     x, w = torch.randn(64, 6), torch.randn(8, 6)
@@ -119,7 +158,12 @@ def rows() -> list[Row]:
         "per-sample gradients: CNN, batch 32": lambda: per_sample(cnn(), torch.randn(32, 1, 16, 16)),
         "per-sample gradients: transformer, batch 32": lambda: per_sample(Classifier(), torch.randint(50, (32, 16))),
         "hessian: logistic regression, 20": lambda: logistic_hessian(20),
+        "hessian: MLP 32-64-64-32": lambda: of_network("hessian", layers(32, 64, 64, 32), torch.randn(32)),
         "hessian of each of 64 samples, 6": mapped_hessian,
+        "mapped autograd.grad: 5 rows": lambda: batched_vjp(lambda x: x.pow(2) * x.sum(), torch.randn(5)),
+        "mapped autograd.grad: 64 rows": lambda: batched_vjp(layers(64, 64, 64), torch.randn(64)),
+        "jacrev: MLP 32-64-64-32": lambda: of_network("jacrev", layers(32, 64, 64, 32), torch.randn(32)),
+        "jacrev: CNN": lambda: of_network("jacrev", cnn(), torch.randn(1, 16, 16)),
         "jacrev: 20 outputs, 100 inputs": lambda: jacobian(20, 100, True),
         "jacfwd: 100 outputs, 20 inputs": lambda: jacobian(100, 20, False),
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from ._torch import fwd_grad_enabled, set_fwd_grad_enabled
 
@@ -34,3 +35,18 @@ def takes_derivatives(function: F) -> F:
 def usable(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor that autograd takes: a copy of one that was made in inference mode."""
     return x.clone() if x.is_inference() else x
+
+
+def hooks_made() -> int:
+    """Return how many hooks there have been in this process: a graph recorded since has none if it is the same."""
+    count: int = RemovableHandle.next_id
+    return count + _checkpoints
+
+
+def note_checkpoint() -> None:
+    """Count a checkpoint as a hook: outside the engine it would compute again for every tensor that it has saved."""
+    global _checkpoints
+    _checkpoints += 1
+
+
+_checkpoints = 0

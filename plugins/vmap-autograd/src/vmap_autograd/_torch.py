@@ -21,6 +21,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 AccumulateGrad: Any = _functions.AccumulateGrad  # type: ignore[attr-defined]
 """The class of the nodes that leaves have in a graph."""
+PythonNode: Any = torch._C._FunctionBase
+"""The class of the nodes of custom Functions."""
+UndefinedGrad: Any = _functions.UndefinedGrad  # type: ignore[attr-defined]
+"""The class of functions that return what they are given and have no gradient."""
+run_engine: Any = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
 
 make_dual: Any = torch._VF._make_dual
 unpack_dual: Any = torch._VF._unpack_dual
@@ -52,8 +57,10 @@ __all__ = [
     "TAKES_TUPLES",
     "VMAP_OF_FUNCTIONAL",
     "AccumulateGrad",
+    "PythonNode",
     "StopRecomputation",
     "TreeSpec",
+    "UndefinedGrad",
     "assert_non_empty_list_of_tensors",
     "assert_non_empty_tensor_output",
     "dual_level",
@@ -61,6 +68,7 @@ __all__ = [
     "fwd_grad_enabled",
     "jvp_str",
     "make_dual",
+    "run_engine",
     "set_fwd_grad_enabled",
     "slice_argnums",
     "transforms_active",

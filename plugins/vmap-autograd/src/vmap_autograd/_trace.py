@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,23 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vmap_core.extend import BatchedTensor, UnsupportedError, leaves, make_leaf, map_leaves, own_samples, user_location
+from vmap_core.extend import (
+    BatchedTensor,
+    UnsupportedError,
+    leaves,
+    make_batched,
+    make_leaf,
+    map_leaves,
+    own_samples,
+    user_location,
+    without_modes,
+)
 
 from ._around import watching_around
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
-from ._state import usable
+from ._state import hooks_made, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
+from ._walk import batched_vjp
 from .accumulate import leaves_of
 
 
@@ -31,6 +42,7 @@ class Trace:
         out: what the function returned.
         aux: its second return value, with ``has_aux``.
         connected: whether something else than the inputs can be differentiated through the outputs.
+        hooks: `hooks_made` before it ran.
     """
 
     inputs: list[Any]
@@ -38,6 +50,7 @@ class Trace:
     out: Any
     aux: Any
     connected: bool
+    hooks: int
 
     @property
     def recorded(self) -> bool:
@@ -50,14 +63,7 @@ class Trace:
 
     def gradients(self, outputs: list[Any], vectors: list[Any] | None, retain: bool, create: bool) -> list[Any]:
         """Return the gradients of the inputs, zeros where an output does not depend on one."""
-        at = [i for i, o in enumerate(outputs) if o.requires_grad]
-        grads: Any = [None] * len(self.inputs)
-        if at and self.inputs:
-            grads = torch.autograd.grad(
-                [outputs[i] for i in at], self.inputs, None if vectors is None else [vectors[i] for i in at],
-                retain_graph=retain, create_graph=create, allow_unused=True,
-            )  # fmt: skip
-        return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, self.inputs, strict=True)]
+        return gradients(outputs, self.inputs, vectors, retain, create)
 
 
 def trace(
@@ -80,6 +86,7 @@ def trace(
         name: the transform, for errors.
         within: a mode to run it in, made of the inputs.
     """
+    hooks = hooks_made()
     with torch.enable_grad():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
@@ -94,7 +101,68 @@ def trace(
     for leaf in map(physical, inputs):
         leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
     connected = any(x.requires_grad for x in flat) or _reaches_others(out, inputs)
-    return Trace(inputs, spec, out, aux, connected)
+    return Trace(inputs, spec, out, aux, connected, hooks)
+
+
+def gradients(
+    outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Any] | None, retain: bool, create: bool
+) -> list[Any]:
+    """Return the gradients of inputs, zeros where no output depends on one; some outputs may have no graph."""
+    at = [i for i, o in enumerate(outputs) if o.requires_grad]
+    grads: Any = [None] * len(inputs)
+    if at and inputs:
+        grads = torch.autograd.grad(
+            [outputs[i] for i in at], inputs, None if vectors is None else [vectors[i] for i in at],
+            retain_graph=retain, create_graph=create, allow_unused=True,
+        )  # fmt: skip
+    return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, inputs, strict=True)]
+
+
+def gradients_of_rows(
+    outputs: Sequence[Any], inputs: Sequence[Any], rows: Sequence[Any], create: bool, hooks: int
+) -> list[Any] | None:
+    """Return the same for several vectors at once, in front; None where they have to be lowered (`lowered_map`).
+
+    Args:
+        outputs: tensors that depend on the inputs.
+        inputs: tensors with a batch dim at every active level.
+        rows: physical tensors, the vectors' elements as each sample has them.
+        create: whether to record the backward pass.
+        hooks: `hooks_made` before the graph was recorded.
+    """
+    at = [i for i, o in enumerate(outputs) if o.requires_grad]
+    with without_modes():
+        grads: Any = [None] * len(inputs)
+        if at and inputs:
+            vectors = [_of_every_sample(rows[i], outputs[i]) for i in at]
+            grads = batched_vjp(
+                [physical(outputs[i]) for i in at], [*map(physical, inputs)], vectors,
+                keep=True, create_graph=create, allow_unused=True, hooks=hooks,
+            )  # fmt: skip
+            if grads is None:
+                return None
+        count, own = rows[0].shape[0], [*map(physical, inputs)]
+        grads = [
+            x.new_zeros((1, *x.shape)).expand(count, *x.shape) if g is None else g
+            for g, x in zip(grads, own, strict=True)
+        ]
+    return [_behind_rows(g, x) for g, x in zip(grads, inputs, strict=True)]
+
+
+def _of_every_sample(rows: Any, like: Any) -> Any:
+    """Return rows of a sample's shape with the batch dims of a tensor, behind the first."""
+    while type(like) is BatchedTensor:
+        rows = rows if like._bdim is None else rows.unsqueeze(like._bdim + 1)
+        like = like._value
+    return rows.expand(rows.shape[0], *like.shape)
+
+
+def _behind_rows(grad: Any, like: Any) -> Any:
+    """Wrap a physical gradient, rows first, as the tensor is that it is of."""
+    if type(like) is not BatchedTensor:
+        return grad
+    bdim = None if like._bdim is None else like._bdim + 1
+    return make_batched(_behind_rows(grad, like._value), bdim, like._level)
 
 
 class _ForTangents(TorchFunctionMode):

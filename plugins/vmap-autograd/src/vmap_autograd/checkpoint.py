@@ -21,6 +21,7 @@ from vmap_core.extend import (
     without_modes,
 )
 
+from ._state import note_checkpoint
 from ._torch import CHECKPOINT_GENERATOR, REPARAMETRIZE, SAVES_BY_A_FUNCTION, TAKES_TUPLES
 
 
@@ -32,6 +33,7 @@ def recompute_at_levels(native: Any) -> Any:
     """Run the recomputation at the levels of the first computation."""
 
     def generator(function: Any, *given: Any, **named: Any) -> Any:
+        note_checkpoint()
         levels = current_levels()
         if not levels:
             return native(function, *given, **named)

@@ -39,6 +39,7 @@ from vmap_core.extend import (
 )
 
 from ._torch import transforms_active
+from ._walk import batched_vjp
 from .edges import is_of_outer_level, stand_in, unwrap_edges
 
 pack = RulePack("autograd.grad")
@@ -200,6 +201,20 @@ def _through_shared_graph(
 
     if transforms_active():  # of torch.func, which would record the lowered operations
         return _in_a_loop(info, outputs, inputs, vectors, keep, options)
+
+    edges = any(isinstance(t, GradientEdge) for t in (*outputs, *inputs))
+    if not edges and all(type(v) is not BatchedTensor for v in values) and not options["materialize_grads"]:
+        fronts = [aligned(info, v, 0) for v in vectors]
+        found = batched_vjp(
+            outputs,
+            inputs,
+            fronts,
+            keep=keep,
+            create_graph=options["create_graph"],
+            allow_unused=options["allow_unused"],
+        )
+        if found is not None:
+            return tuple(None if g is None else wrap(info, *settled(g, 0)) for g in found)
 
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)

@@ -18,8 +18,8 @@ from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 from ._checks import Argnums, only_tensors, output_tensors, refuse_complex, replaced, select, split_aux
 from ._state import takes_derivatives, usable
 from ._torch import transforms_active, tree_flatten, tree_unflatten
-from ._trace import forward_mode_serves, physical, trace, trace_for_tangents
-from .transforms import linear_map, vjp_function
+from ._trace import forward_mode_serves, gradients_of_rows, physical, trace, trace_for_tangents
+from .transforms import linear_map
 
 
 def jacrev(
@@ -65,8 +65,15 @@ def jacrev(
         refuse_complex(traced.inputs, args, "jacrev", is_input=True)
         outputs, out_spec = output_tensors(traced.out, "jacrev")
         refuse_complex(outputs, outputs, "jacrev", is_input=False)
-        pull = vjp_function(traced, "jacrev")
-        rows = traced.result(_by_rows(lambda vectors: pull(tree_unflatten(vectors, out_spec)), outputs, chunk_size))
+        create = torch.is_grad_enabled() and traced.recorded
+
+        def pull(vectors: list[Any]) -> list[Any]:
+            return traced.gradients(outputs, vectors, True, create)
+
+        def pull_rows(rows: list[Any]) -> list[Any] | None:
+            return gradients_of_rows(outputs, traced.inputs, rows, create, traced.hooks)
+
+        rows = traced.result(_by_rows(pull, outputs, chunk_size, pull_rows))
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
         blocks = [
             [parts[j][i].reshape((*o.shape, *x.shape)) for j, x in enumerate(traced.inputs)]
@@ -129,10 +136,11 @@ def jacfwd(
             outputs, found["spec"] = output_tensors(traced.out, "jacfwd")
             refuse_complex(outputs, outputs, "jacfwd", is_input=False)
             found["shapes"], found["aux"] = [o.shape for o in outputs], traced.result(traced.aux)
-            columns = traced.result(_by_rows(linear_map(traced), inputs, chunk_size))
+            push = linear_map(traced)
+            columns = traced.result(_by_rows(push, inputs, chunk_size, push.of_rows))
         else:
 
-            def push(tangents: list[Any]) -> list[Any]:
+            def push_forward(tangents: list[Any]) -> list[Any]:
                 with forward_ad.dual_level():
                     duals = [forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)]
                     out = func(*replaced(args, argnums, tree_unflatten(duals, in_spec)), **kwargs)
@@ -143,7 +151,7 @@ def jacfwd(
                     pairs = [forward_ad.unpack_dual(o) for o in outputs]
                     return [torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]
 
-            columns = _by_rows(push, inputs, chunk_size)
+            columns = _by_rows(push_forward, inputs, chunk_size)
         sizes = [x.numel() for x in inputs]
         blocks = []
         for shape, c in zip(found["shapes"], columns, strict=True):
@@ -183,13 +191,17 @@ def _check(chunk_size: int | None, name: str) -> None:
         raise ValueError(f"{name}: `chunk_size` should be greater than 0.")
 
 
-def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_size: int | None) -> list[Any]:
+def _by_rows(
+    function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_size: int | None,
+    of_rows: Callable[[list[Any]], list[Any] | None] = lambda rows: None,
+) -> list[Any]:  # fmt: skip
     """Apply a linear function to every row of the identity.
 
     Args:
         function: takes a list of vectors, one for each of ``like``, and only hands them to PyTorch.
         like: tensors whose elements, one after the other, number the rows.
         chunk_size: rows at a time.
+        of_rows: the same function of several vectors at once; None of those that it does not take.
 
     Returns:
         The results, ``(all rows, *)`` each.
@@ -205,7 +217,7 @@ def _by_rows(function: Callable[[list[Any]], list[Any]], like: list[Any], chunk_
             chunks.append([x.unsqueeze(0) for x in function([v[0] for v in rows])])
         else:
             try:
-                chunks.append(lowered_map(function, rows))
+                chunks.append(of_rows(rows) or lowered_map(function, rows))
             except (ComplexGraphError, InplaceError):  # a formula writes them into a tensor that is not lowered
                 return _by_rows(function, like, 1)
     return chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]

@@ -28,7 +28,16 @@ from ._checks import (
 )
 from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
-from ._trace import Trace, detached, forward_mode_serves, requires_grad, trace, trace_for_tangents
+from ._trace import (
+    Trace,
+    detached,
+    forward_mode_serves,
+    gradients,
+    gradients_of_rows,
+    requires_grad,
+    trace,
+    trace_for_tangents,
+)
 
 _INDEPENDENT = (
     "jvp(f, primals, tangents, strict=True): The output of f is independent of the inputs. This is not allowed with "
@@ -240,30 +249,32 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     return traced.result(traced.out), jvp_fn
 
 
-def linear_map(traced: Trace, strict: bool = False) -> Callable[[list[Any]], list[Any]]:
-    """Return the map from flat input tangents to flat output tangents: the vjp, differentiated by its vector.
+class linear_map:
+    """The map from flat input tangents to flat output tangents: the vjp, differentiated by its vector.
 
     As with `vjp_function`, its results may have a graph to detach.
     """
-    outputs, _ = output_tensors(traced.out, "jvp")
-    with torch.enable_grad():
-        vectors = [_zeros_leaf(o) for o in outputs]
-        grads = traced.gradients(outputs, vectors, retain=True, create=True)
-    at = [i for i, g in enumerate(grads) if g.requires_grad]
-    if strict and not all(o.requires_grad for o in outputs):
-        raise RuntimeError(_INDEPENDENT)
 
-    def apply(tangents: list[Any]) -> list[Any]:
-        create = torch.is_grad_enabled() and (traced.recorded or any(t.requires_grad for t in tangents))
-        pushed: Any = [None] * len(vectors)
-        if at:
-            pushed = torch.autograd.grad(
-                [grads[i] for i in at], vectors, [tangents[i] for i in at],
-                retain_graph=True, create_graph=create, allow_unused=True,
-            )  # fmt: skip
-        return [torch.zeros_like(v.detach()) if p is None else p for v, p in zip(vectors, pushed, strict=True)]
+    def __init__(self, traced: Trace, strict: bool = False) -> None:
+        """Record the vjp of a function that has run."""
+        outputs, _ = output_tensors(traced.out, "jvp")
+        with torch.enable_grad():
+            self.vectors = [_zeros_leaf(o) for o in outputs]
+            self.grads = traced.gradients(outputs, self.vectors, retain=True, create=True)
+        self.traced = traced
+        if strict and not all(o.requires_grad for o in outputs):
+            raise RuntimeError(_INDEPENDENT)
 
-    return apply
+    def __call__(self, tangents: list[Any]) -> list[Any]:
+        """Apply it to tangents."""
+        return gradients(self.grads, self.vectors, tangents, True, self._recorded(tangents))
+
+    def of_rows(self, rows: list[Any]) -> list[Any] | None:
+        """Apply it to rows of tangents; see `gradients_of_rows`."""
+        return gradients_of_rows(self.grads, self.vectors, rows, self._recorded(rows), self.traced.hooks)
+
+    def _recorded(self, tangents: list[Any]) -> bool:
+        return torch.is_grad_enabled() and (self.traced.recorded or any(t.requires_grad for t in tangents))
 
 
 def _zeros_leaf(x: Any) -> Any:
