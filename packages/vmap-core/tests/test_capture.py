@@ -271,8 +271,11 @@ def test_generator_as_argument():
 FLAG, WEIGHTS, LEAF = torch.tensor(True), torch.rand(5), torch.ones(5, requires_grad=True)
 
 
+STATE = torch.get_rng_state()
+
+
 def _seeds(x):
-    torch.manual_seed(0)
+    torch.set_rng_state(STATE)
     return x + torch.rand(5)
 
 

@@ -11,7 +11,6 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from ..errors import RandomnessError, RandomnessWarning, function_name, user_location
@@ -29,41 +28,36 @@ def code_of(func: Any) -> Any:
     return getattr(func, "__code__", None) or type(func)
 
 
-def first_call(wrapped: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a mapped function for the first time.
+class FirstCall:
+    """Looks at the generators before and after a mapped function runs for the first time."""
 
-    Args:
-        wrapped: what to call.
-        func: the function of one sample.
-        args: the arguments of the call.
-        kwargs: its keyword arguments.
+    def __init__(self, func: Any) -> None:
+        self.func = func
+        self.before = _states(func)
 
-    Raises:
-        RandomnessError: it has drawn from a generator of Python's or NumPy's, the global one or one that it names. Where other threads run, which may have
-            drawn themselves, this is a `RandomnessWarning`.
-    """
-    code = code_of(func)
-    if len(looked_at) > _ROOM:
-        looked_at.clear()
-        looked_at[None] = None
-    looked_at[id(code)] = code
-    before = _states(func)
-    try:
-        out = wrapped(*args, **kwargs)
-        moved = [name for name, state in _states(func).items() if before.get(name, state) != state]
+    def checked(self, out: Any) -> Any:
+        """Return the results; the function is known from now on.
+
+        Raises:
+            RandomnessError: it has drawn from a generator of Python's or NumPy's, the global one or one that it names.
+                Where other threads run, which may have drawn themselves, this is a `RandomnessWarning`.
+        """
+        moved = [name for name, state in _states(self.func).items() if self.before.get(name, state) != state]
         if moved:
             text = (
-                f"vmap: {function_name(func)!r}, mapped at {user_location()}, has drawn from {moved[0]}. It runs once for all "
-                f"samples, so they share the number, where the loop draws one for each. Instead: use torch.rand and its "
+                f"vmap: {function_name(self.func)!r}, mapped at {user_location()}, has drawn from {moved[0]}. It runs once for "
+                f"all samples, so they share the number, where the loop draws one for each. Instead: use torch.rand and its "
                 f"like, with randomness='different'; or draw outside, and pass the numbers in; or say randomness='same'."
             )
             if threading.active_count() == 1:
                 raise RandomnessError(text)
-            warnings.warn(f"{text} (Unless another thread has drawn meanwhile.)", RandomnessWarning, stacklevel=4)
-    except BaseException:
-        looked_at.pop(id(code), None)
-        raise
-    return out
+            warnings.warn(f"{text} (Unless another thread has drawn meanwhile.)", RandomnessWarning, stacklevel=3)
+        if len(looked_at) > _ROOM:
+            looked_at.clear()
+            looked_at[None] = None
+        code = code_of(self.func)
+        looked_at[id(code)] = code
+        return out
 
 
 def _states(func: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_of
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
-from .python_random import code_of, first_call, looked_at
+from .python_random import FirstCall, code_of, looked_at
 from .subclasses import overridden, refuse_overriding
 
 __all__ = ["vmap"]
@@ -114,16 +114,17 @@ def vmap(
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if code not in looked_at:
-            return first_call(wrapped, func, args, kwargs)
+        first = None if code in looked_at else FirstCall(func)
         if simple and args and (arity is None or arity == len(args)):
             level = Level(0, randomness, current_table(), func)
             inputs = _mapped(args, flat_dims, level)
             if inputs is not None:
                 level.inputs = inputs
-                return _run(func, level, inputs, kwargs, out_dims)
+                out = _run(func, level, inputs, kwargs, out_dims)
+                return out if first is None else first.checked(out)
         chunks = (chunk_size, memory_budget, progress)
-        return _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
+        out = _general(func, in_dims, out_dims, randomness, chunks, axis_size, kw_in_dims or {}, args, kwargs)
+        return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
     return graph_break(wrapped)
