@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InplaceError, user_location
 from ..torch_compat.functorch import enable_inplace_requires_grad, transforms_active
 from ..torch_compat.mode_stack import stack_size
+from ..torch_compat.tensors import dual_level
 from .entry import dispatch
 from .graph_node import physical_with_dims
 from .layout import lay_out, samples_first
@@ -134,8 +135,8 @@ def requires_grad_(level: Level, x: Any, requires_grad: bool = True) -> Any:
         return x
     own_memory_at(level, x)
     own = own_samples_at(level, x)  # a view: the caller's physical tensor must not start to require grad
-    # Detached, for its own views are made again of its base, which has no graph, once that is written to.
-    become(x, own._value.detach(), own._bdim, own._origin)
+    # Detached, for its own views are made again of its base, which has no graph, once that is written to; but a tangent stays.
+    become(x, own._value if dual_level() >= 0 else own._value.detach(), own._bdim, own._origin)
     make_leaf(x)
     return x
 
