@@ -14,6 +14,7 @@ from . import (
     loss,
     multihead,
     normalization,
+    normalization_backward,
     recurrent,
     spatial,
 )
@@ -34,6 +35,7 @@ MODULES = (
     loss,
     multihead,
     normalization,
+    normalization_backward,
     recurrent,
     spatial,
 )
