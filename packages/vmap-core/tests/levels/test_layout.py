@@ -134,7 +134,7 @@ def test_gradients(made, dim):
     x = torch.randn(4, 4, 4).requires_grad_()
     (got,) = torch.autograd.grad(vmap(f, in_dims=dim)(x).sum(), x)
     (expected,) = torch.autograd.grad(loop(f, x, dim).sum(), x)
-    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_of_what_is_written_to_after_its_samples_were_laid_out():
@@ -203,3 +203,29 @@ def test_the_check_sees_what_breaks_it(dim):
     with table_in_force(Table([*current_table().packs, pack], checks=True)):
         with pytest.raises(RuleError, match="layout invariant"):
             vmap(twice, in_dims=dim)(x)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(4, 2), (1, 2), (4, 1), (4, 3)])
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda x, i: x[i], lambda x, i: x[:, i], lambda x, i: x[..., i], lambda x, i: x[i, i], lambda x, i: x[None, i],
+        lambda x, i: x[i, :, None], lambda x, i: x[i[:, None]], lambda x, i: x.t()[i], lambda x, i: x[None][:, i, 0],
+    ],
+)  # fmt: skip
+def test_what_is_indexed_lies_as_in_the_loop(index, shape, dim):
+    seen = []
+
+    def f(x):
+        v = index(x, torch.tensor([0, 0, -1]))
+        seen.append([step for step, n in zip(v.stride(), v.shape, strict=True) if n > 1])
+        v.ravel().mul_(-1)
+        return v
+
+    shape = list(shape)
+    shape.insert(dim, 3)
+    x = torch.randn(shape)
+    expected = torch.stack([f(sample) for sample in x.unbind(dim)])
+    strides = seen.pop()
+    assert torch.equal(vmap(f, in_dims=dim)(x), expected) and seen.pop() == strides

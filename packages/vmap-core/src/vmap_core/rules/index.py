@@ -33,6 +33,8 @@ class Region:
         indices: the index tensors (None where a dim is not indexed), batch dim first and of one rank.
         batched: whether an index has a batch dim.
         rank: logical rank of the broadcast indices.
+        first: the first dim that is indexed.
+        last: the last one.
         start: the logical dim of the result where the index dims begin.
     """
 
@@ -48,6 +50,7 @@ class Region:
                 i = i.reshape(i.shape[0], *(1,) * (self.rank + 1 - i.ndim), *i.shape[1:])
             self.indices.append(i)
         at = [k for k, i in enumerate(expanded) if i is not None]
+        self.first, self.last = at[0], at[-1]
         adjacent = at[-1] - at[0] + 1 == len(at)
         self.start = at[0] if adjacent else 0
         self.adjacent = adjacent
@@ -91,10 +94,15 @@ def index(info, in_dims, x, indices):
     if x_bdim is None:
         out = aten.index.Tensor(x, region.indices)
         return out, region.start
-    x = to_front(x, x_bdim)
     if not region.batched:
-        out = aten.index.Tensor(x, [None, *region.indices])
-        return out, 0 if region.adjacent else region.rank
+        # Where the batch dim can stay it does, so that the result lies in memory as the loop's.
+        at = x_bdim if x_bdim <= region.first or x_bdim > region.last else 0
+        x = x.movedim(x_bdim, at)
+        behind = [None] * max(at - len(region.indices), 0)
+        out = aten.index.Tensor(x, [*region.indices[:at], *behind, None, *region.indices[at:]])
+        before = sum(i is None for i in region.indices[:at]) + len(behind)
+        return out, before if region.adjacent and at <= region.first else region.rank + before
+    x = to_front(x, x_bdim)
     out = aten.index.Tensor(x, region.with_samples(x.shape[0], x.device))  # (B *index, other dims)
     if region.start:
         moved = range(1, 1 + region.rank)
