@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from vmap_core.cli.opinfo import seeds_set_inside
 from vmap_core.testing import Levels, batched, choices, nested_choices, strongest
 
 from .derivatives import jvp, of_vectors, vjp
@@ -57,7 +58,8 @@ def _function(op: Callable[..., Any], spec: Any, leaves: list[Any], places: list
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
         args, kwargs = tree_unflatten(filled, spec)
-        return tensors_only(op(*args, **kwargs))
+        with seeds_set_inside():
+            return tensors_only(op(*args, **kwargs))
 
     return function
 

@@ -52,13 +52,13 @@ def test_places_in_the_users_code():
 
 def test_loops_are_flagged():
     def f(x):
-        return torch.histogram(x, 3)[0]
+        return torch.conv_tbc(x[:, None, None], torch.ones(1, 1, 1), torch.zeros(1))
 
     with pytest.warns(FallbackWarning):
         report = explain(vmap(f))(torch.randn(5, 4))
     (loop,) = report.loops
-    assert loop.pack == "core (loop)" and "histogram" in loop.loop and __file__ in loop.loop
-    assert "1 of them once per sample" in str(report) and "! histogram" in str(report)
+    assert loop.pack == "core (loop)" and "conv_tbc" in loop.loop and __file__ in loop.loop
+    assert "1 of them once per sample" in str(report) and "! conv_tbc" in str(report)
     assert 'class="loop"' in report.to_html() and "no batching rule" in report.to_html()
 
 

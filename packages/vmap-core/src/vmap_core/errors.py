@@ -104,6 +104,4 @@ def function_name(func: Any) -> str:
         return str(func.__name__)
     if isinstance(func, functools.partial):
         return f"functools.partial({function_name(func.func)}, ...)"
-    if hasattr(func, "named_modules"):  # a module's text may be long
-        return type(func).__name__
     return repr(func)

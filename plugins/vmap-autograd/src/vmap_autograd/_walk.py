@@ -50,9 +50,10 @@ def batched_vjp(
 
     Examples:
         >>> import torch
+        >>> from vmap_autograd._state import hooks_made
         >>> from vmap_autograd._walk import batched_vjp
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> batched_vjp([x**2], [x], [torch.eye(2)], keep=False, create_graph=False)
+        >>> batched_vjp([x**2], [x], [torch.eye(2)], keep=False, create_graph=False, hooks=hooks_made())
         [tensor([[2., 0.],
                 [0., 4.]])]
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +91,17 @@ def per_pack(results: list[Result]) -> Table:
     return table
 
 
+@contextlib.contextmanager
+def seeds_set_inside() -> Iterator[None]:
+    """Let the database's random operators set their seed, also where samples draw different numbers."""
+    kept = torch.manual_seed
+    torch.manual_seed = torch.default_generator.manual_seed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.manual_seed = kept
+
+
 def _worst(name: str, info: Any, samples: int) -> Result | None:
     dtypes = (torch.float32, torch.int64, torch.bool, torch.complex64)
     dtype = next((d for d in dtypes if d in info.supported_dtypes("cpu")), None)
@@ -114,7 +127,8 @@ def _one(name: str, info: Any, sample: Any) -> Result | None:
         for place, tensor in zip(places, own, strict=True):
             filled[place] = tensor
         args, kwargs = tree_unflatten(filled, spec)
-        return [o for o in tree_flatten(op(*args, **kwargs))[0] if isinstance(o, Tensor)]
+        with seeds_set_inside():
+            return [o for o in tree_flatten(op(*args, **kwargs))[0] if isinstance(o, Tensor)]
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

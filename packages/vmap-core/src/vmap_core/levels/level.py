@@ -127,6 +127,8 @@ class Level(TorchFunctionMode):
     @property
     def name(self) -> str:
         """What messages call this level; made when asked for, since the repr of a module takes long."""
+        if hasattr(self.func, "named_modules"):  # a module's own text may be long
+            return type(self.func).__name__
         return self.func if isinstance(self.func, str) else function_name(self.func)
 
     def __torch_function__(

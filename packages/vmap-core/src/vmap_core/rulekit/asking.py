@@ -64,6 +64,7 @@ def asker(op: Callable[..., Any]) -> Ask:
     dtype of the result, where that is one tensor. What it has let pass it lets pass again.
     """
     known: dict[Any, torch.dtype | None] = {}
+    asked = {"operator": op}  # perhaps a name of it yet, which nothing is to compare with the overload
 
     def ask(level: Level, dims: Any, args: Any, kwargs: dict[str, Any]) -> torch.dtype | None:
         given = (*args, *kwargs.values()) if kwargs else args
@@ -81,7 +82,7 @@ def asker(op: Callable[..., Any]) -> Ask:
                     return known[key]
             except TypeError:  # what else has no hash
                 return None
-        dtype = _ask(_liberal(overload_of(op)), level, dims, args, kwargs)
+        dtype = _ask(_liberal(overload_of(asked["operator"])), level, dims, args, kwargs)
         if len(known) >= ENTRIES:
             known.clear()
         if level.batch_size:  # an empty batch may have been let pass for want of a sample
