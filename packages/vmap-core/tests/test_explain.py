@@ -58,7 +58,7 @@ def test_loops_are_flagged():
         report = explain(vmap(f))(torch.randn(5, 4))
     (loop,) = report.loops
     assert loop.pack == "core (loop)" and "conv_tbc" in loop.loop and __file__ in loop.loop
-    assert "1 of them once per sample" in str(report) and "! conv_tbc" in str(report)
+    assert "1 of them once per sample" in str(report) and "! F.conv_tbc" in str(report)
     assert 'class="loop"' in report.to_html() and "no batching rule" in report.to_html()
 
 
