@@ -31,7 +31,9 @@ from vmap_core.extend import (
     exchange,
     exchanged,
     make_batched,
+    mapped,
     run_lowered,
+    same_storage,
     settled,
     unwrap,
     user_location,
@@ -214,7 +216,7 @@ def _through_shared_graph(
             allow_unused=options["allow_unused"],
         )
         if found is not None:
-            return tuple(None if g is None else wrap(info, *settled(g, 0)) for g in found)
+            return tuple(None if g is None else _of_vectors(info, g, fronts) for g in found)
 
     def engine(*lowered: Any) -> Any:
         return torch.autograd.grad(outputs, inputs, lowered, retain_graph=keep, **options)
@@ -224,6 +226,13 @@ def _through_shared_graph(
     except ComplexGraphError:
         return _in_a_loop(info, outputs, inputs, vectors, keep, options)
     return tuple(g if type(g) is BatchedTensor or g is None else wrap(info, g, None) for g in grads)
+
+
+def _of_vectors(info: Level, grad: Any, vectors: Sequence[Any]) -> Any:
+    """Wrap a gradient with the batch dim in front; it may be a vector itself, or a view of one."""
+    if any(same_storage(grad, v) for v in vectors):
+        return mapped(grad, 0, info)
+    return wrap(info, *settled(grad, 0))
 
 
 def _in_a_loop(
