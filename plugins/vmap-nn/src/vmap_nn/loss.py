@@ -47,7 +47,7 @@ def soft_margin_loss(x, target, reduction=1):
             "The function 'soft_margin_loss' is not differentiable with respect to argument 'target'. This input cannot have "
             "requires_grad True."
         )
-    return reduce((-x).mul_(target).exp().log1p(), reduction)
+    return reduce((-x).mul_(target).exp_().log1p(), reduction)  # in place as the kernel: integers are refused
 
 
 @pack.composite(aten.glu.default)
