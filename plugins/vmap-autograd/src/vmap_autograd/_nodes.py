@@ -135,35 +135,32 @@ def _reduced(dims: Sequence[int] | None, ndim: int) -> set[int]:
     return {signed(d) % ndim for d in dims} if dims and ndim else set(range(ndim))
 
 
-def _mm(node: Any, g: Any, needed: Any) -> Any:
-    return _products(node._saved_self, node._saved_mat2, g, needed)
+def _product(first: str, second: str, gradients: Callable[..., tuple[Any, Any]]) -> Formula:
+    """Make the formula of a product, of the saved factors of these names."""
+
+    def formula(node: Any, g: Any, needed: Any) -> Any:
+        return gradients(getattr(node, first), getattr(node, second), g, needed)
+
+    return formula
 
 
-def _addmm(node: Any, g: Any, needed: Any) -> Any:
-    alpha, beta = node._saved_alpha, node._saved_beta
-    scaled = g if alpha == 1 else g * alpha
-    return (
-        g if beta == 1 or not needed[0] else g * beta,
-        *_products(node._saved_mat1, node._saved_mat2, scaled, needed[1:]),
-    )
+def _scaled_sum(first: str, second: str, gradients: Callable[..., tuple[Any, Any]]) -> Formula:
+    """Make the formula of ``beta * x + alpha * product``."""
+
+    def formula(node: Any, g: Any, needed: Any) -> Any:
+        alpha, beta = node._saved_alpha, node._saved_beta
+        scaled = g if alpha == 1 else g * alpha
+        return (
+            g if beta == 1 or not needed[0] else g * beta,
+            *gradients(getattr(node, first), getattr(node, second), scaled, needed[1:]),
+        )
+
+    return formula
 
 
 def _products(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
     """Return the gradients of the factors of ``a @ b``, matrices that all vectors share; g is ``(n, rows, columns)``."""
     return torch.matmul(g, b.t()) if needed[0] else None, torch.matmul(a.t(), g) if needed[1] else None
-
-
-def _bmm(node: Any, g: Any, needed: Any) -> Any:
-    return _batched_products(node._saved_self, node._saved_mat2, g, needed)
-
-
-def _baddbmm(node: Any, g: Any, needed: Any) -> Any:
-    alpha, beta = node._saved_alpha, node._saved_beta
-    scaled = g if alpha == 1 else g * alpha
-    return (
-        g if beta == 1 or not needed[0] else g * beta,
-        *_batched_products(node._saved_batch1, node._saved_batch2, scaled, needed[1:]),
-    )
 
 
 def _batched_products(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
@@ -179,41 +176,27 @@ def _batched_products(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def _mv(node: Any, g: Any, needed: Any) -> Any:
-    return _matrix_vector(node._saved_self, node._saved_vec, g, needed)
-
-
-def _addmv(node: Any, g: Any, needed: Any) -> Any:
-    alpha, beta = node._saved_alpha, node._saved_beta
-    scaled = g if alpha == 1 else g * alpha
-    return (
-        g if beta == 1 or not needed[0] else g * beta,
-        *_matrix_vector(node._saved_mat, node._saved_vec, scaled, needed[1:]),
-    )
-
-
 def _matrix_vector(a: Any, v: Any, g: Any, needed: Any) -> tuple[Any, Any]:
     return g.unsqueeze(2) * v if needed[0] else None, torch.mm(g, a) if needed[1] else None
 
 
-def _dot(node: Any, g: Any, needed: Any) -> Any:
-    a, b = node._saved_self, node._saved_tensor
+def _dot(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
     g = g.unsqueeze(1)
     return g * b if needed[0] else None, g * a if needed[1] else None
 
 
 FORMULAS: dict[str, Formula] = {
-    "AddmmBackward0": _addmm,
-    "AddmvBackward0": _addmv,
-    "BaddbmmBackward0": _baddbmm,
-    "BmmBackward0": _bmm,
+    "AddmmBackward0": _scaled_sum("_saved_mat1", "_saved_mat2", _products),
+    "AddmvBackward0": _scaled_sum("_saved_mat", "_saved_vec", _matrix_vector),
+    "BaddbmmBackward0": _scaled_sum("_saved_batch1", "_saved_batch2", _batched_products),
+    "BmmBackward0": _product("_saved_self", "_saved_mat2", _batched_products),
     "CatBackward0": _cat,
-    "DotBackward0": _dot,
+    "DotBackward0": _product("_saved_self", "_saved_tensor", _dot),
     "ExpandBackward0": _as_given,
     "MeanBackward0": _mean,
     "MeanBackward1": _mean_dims,
-    "MmBackward0": _mm,
-    "MvBackward0": _mv,
+    "MmBackward0": _product("_saved_self", "_saved_mat2", _products),
+    "MvBackward0": _product("_saved_self", "_saved_vec", _matrix_vector),
     "PermuteBackward0": _permute,
     "ReshapeAliasBackward0": _of_shape,
     "SelectBackward0": _select,

@@ -14,13 +14,13 @@ import torch
 
 from vmap_core import CaptureError
 from vmap_core.extend import (
-    BatchedTensor,
     Level,
     UnsupportedError,
     current_levels,
     current_recorder,
     every_sample,
     make_batched,
+    physical_with_dims,
     rows_level,
     rows_of,
     user_location,
@@ -29,12 +29,22 @@ from vmap_core.extend import (
 from ._torch import tree_flatten, tree_unflatten
 
 
-def agreed(answer: Any, what: str) -> bool | None:
-    """Return a batched answer that is one for all samples; None where they differ, or there are none.
+def one_answer(answer: Any, what: str) -> bool | None:
+    """Return what a condition says for all samples; None where they differ, or there are none.
+
+    Args:
+        answer: a tensor of one element, or a number.
+        what: what asks, for errors.
 
     Raises:
+        RuntimeError: it has not one element.
         CaptureError: a program is being captured, which would go one way for ever.
     """
+    if isinstance(answer, torch.Tensor) and answer.numel() != 1:
+        raise RuntimeError(f"{what}: the condition must have one element, but has shape {tuple(answer.shape)}")
+    value, dims = physical_with_dims(answer)
+    if all(bdim is None for _, bdim in dims):
+        return bool(value)
     if current_recorder() is not None:
         raise CaptureError(
             f"vmap: a program cannot be captured: {what}, at {user_location()}, goes by a condition that differs from sample to "
@@ -43,25 +53,6 @@ def agreed(answer: Any, what: str) -> bool | None:
     values = every_sample(answer) != 0
     count = int(values.sum())
     return count > 0 if values.numel() and count in (0, values.numel()) else None
-
-
-def shared(answer: Any, what: str) -> bool | None:
-    """Return an answer that all samples share; None if it has a batch dim.
-
-    Args:
-        answer: a tensor of one element, or a number.
-        what: what asks, for errors.
-
-    Raises:
-        RuntimeError: it has not one element.
-    """
-    if isinstance(answer, torch.Tensor) and answer.numel() != 1:
-        raise RuntimeError(f"{what}: the condition must have one element, but has shape {tuple(answer.shape)}")
-    while type(answer) is BatchedTensor:
-        if answer._bdim is not None:
-            return None
-        answer = answer._value
-    return bool(answer)
 
 
 class Fork:
@@ -84,14 +75,9 @@ class Fork:
         Raises:
             UnsupportedError: a mode of another library is between the levels.
         """
-        chain: list[Level] = []
-        depth, value = 0, answer
-        while type(value) is BatchedTensor:
-            chain.append(value._level)
-            if value._bdim is not None:
-                depth = len(chain)
-            value = value._value
-        self.levels = chain[:depth][::-1]
+        value, dims = physical_with_dims(answer)
+        first = next(i for i, (_, bdim) in enumerate(dims) if bdim is not None)
+        self.levels = [x for x, _ in dims[first:]]
         self.outer = self.levels[:-1]
         active = current_levels()
         if self.levels[-1] is not level or active[len(active) - len(self.outer) :] != self.outer:
@@ -101,10 +87,6 @@ class Fork:
         self.sizes = [x.batch_size for x in self.levels]
         count = torch.arange(math.prod(self.sizes), device=value.device)
         self.all = rows_level(self.levels, torch.unravel_index(count, self.sizes))
-
-    def group(self, level: Level, places: Any) -> Level:
-        """Return a level for some of the samples of one that this fork has made."""
-        return rows_level([level], [places])
 
     def joined(self, groups: Sequence[tuple[Any, Any]], what: str) -> Any:
         """Return the results of all groups as tensors of the levels.

@@ -13,18 +13,19 @@ import torch
 
 from vmap_core import vmap
 from vmap_core.extend import (
-    BatchedTensor,
     RulePack,
     UnsupportedError,
     map_leaves,
     narrow,
+    physical_with_dims,
+    rows_level,
     rows_of,
     taken_off,
     user_location,
 )
 
 from ._torch import higher_order
-from .fork import Fork, agreed, results, shared
+from .fork import Fork, one_answer, results
 
 pack = RulePack("control_flow.operators")
 
@@ -32,9 +33,7 @@ pack = RulePack("control_flow.operators")
 @pack.logical(higher_order.cond)
 def cond(info, pred, true_fn, false_fn, operands=()):
     """``true_fn(*operands)`` for the samples where ``pred`` is true, ``false_fn(*operands)`` for the others."""
-    answer = shared(pred, "torch.cond")
-    if answer is None:
-        answer = agreed(pred, "torch.cond")
+    answer = one_answer(pred, "torch.cond")
     if answer is not None:
         with info.pushed():
             return (true_fn if answer else false_fn)(*operands)
@@ -43,7 +42,7 @@ def cond(info, pred, true_fn, false_fn, operands=()):
     with taken_off(fork.outer):
         hits = _hits(fork.all, pred)
         for function, places in ((true_fn, hits.nonzero()[:, 0]), (false_fn, hits.logical_not().nonzero()[:, 0])):
-            level = fork.group(fork.all, places)
+            level = rows_level([fork.all], [places])
             given = map_leaves(partial(narrow, level), operands)
             with level.pushed():
                 out = function(*given)
@@ -57,10 +56,10 @@ def while_loop(info, cond_fn, body_fn, carried_inputs, additional_inputs=()):
     state = list(carried_inputs)
     with info.pushed():
         answer = cond_fn(*state, *additional_inputs)
-        while _holds(answer):
+        while known := one_answer(answer, "while_loop"):
             state = list(body_fn(*state, *additional_inputs))
             answer = cond_fn(*state, *additional_inputs)
-    if shared(answer, "while_loop") is not None or agreed(answer, "while_loop") is not None:
+    if known is False:
         return tuple(state)
     fork = Fork(info, answer, "while_loop")
     groups = []
@@ -74,26 +73,18 @@ def while_loop(info, cond_fn, body_fn, carried_inputs, additional_inputs=()):
                 groups.append((places[done], [rows_of(level, x)[done] for x in state]))
                 if not len(going):
                     return tuple(fork.joined(groups, "while_loop"))
-                level, places = fork.group(level, going), places[going]
+                level, places = rows_level([level], [going]), places[going]
                 state = map_leaves(partial(narrow, level), state)
             with level.pushed():
                 state = list(body_fn(*state, *additional_inputs))
                 answer = cond_fn(*state, *additional_inputs)
 
 
-def _holds(answer: Any) -> bool:
-    """Tell whether a condition is known to be true of all samples."""
-    known = shared(answer, "while_loop")
-    return bool(agreed(answer, "while_loop") if known is None else known)
-
-
 def _hits(level: Any, answer: Any) -> Any:
     """Return which of a level's samples a condition holds for."""
     answer = answer if isinstance(answer, torch.Tensor) else torch.tensor(answer)
-    hits = rows_of(level, answer).reshape(level.batch_size) != 0
-    while type(hits) is BatchedTensor and hits._bdim is None:
-        hits = hits._value
-    if type(hits) is BatchedTensor:
+    hits, dims = physical_with_dims(rows_of(level, answer).reshape(level.batch_size) != 0)
+    if any(bdim is not None for _, bdim in dims):
         raise UnsupportedError(
             f"vmap: the condition of a while_loop, at {user_location()}, depends on the samples of an outer vmap, which it did not at "
             f"first. Instead: let it depend on them from the start (0 * outer)."

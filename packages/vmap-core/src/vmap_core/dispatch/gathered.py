@@ -21,7 +21,7 @@ from ..levels.entry import dispatch
 from ..levels.layout import same_storage
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
-from ..rulekit.rule import Table
+from ..rulekit.rule import TableLike
 from ..torch_compat.mode_stack import DisableTorchFunction, stack_size
 from ..torch_compat.operators import OpOverload
 from ..torch_compat.tensors import storage_use_count
@@ -106,22 +106,12 @@ def gathered_at(level: Level, x: Any, places: list[Any]) -> Any:
 def _remember(level: Level, view: Gathered) -> None:
     level.gathered = [*(v for v in level.gathered if v.is_seen()), view]
     if not isinstance(level.table, WatchingTable):
-        level.table = _watching(level.table)
+        level.table = WatchingTable.of(level.table)
         level.look_at_autocast()
 
 
-def _watching(table: Table) -> Table:
-    if table.watching is None:
-        table.watching = WatchingTable(table)
-    return table.watching
-
-
-class WatchingTable(Table):
+class WatchingTable(TableLike):
     """A table like another one, whose plans tell gathered views what has been written."""
-
-    def __init__(self, table: Table) -> None:
-        """Take the rules over; the plans are made anew."""
-        self.share(table)
 
     def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
         """Watch what may write."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..levels import ownership, randomness
 from ..levels.args import rebuild, unwrap, unwrap_kwargs, wrap
-from ..levels.containers import leaves
+from ..levels.containers import LEAVES, leaves
 from ..levels.layout import lay_out, same_storage
 from ..levels.level import Level, call
 from ..levels.tensor import EXACT, BatchedTensor
@@ -112,7 +112,10 @@ def own(level: Level, func: Any, out: Any, args: tuple[Any, ...], kwargs: dict[s
         kwargs: its keyword arguments.
         values: of both, what ``func`` was called with.
     """
-    given = [*zip(leaves((*args, *kwargs.values())), leaves(values), strict=True)]
+    own_args: Any = (*args, *kwargs.values())
+    if not LEAVES.issuperset(map(type, own_args)):  # else there is nothing to take apart, as most often
+        own_args, values = leaves(own_args), [*leaves(values)]
+    given = [*zip(own_args, values, strict=True)]
 
     def one(out: Any, i: int | None) -> Any:
         if not isinstance(out, Tensor):

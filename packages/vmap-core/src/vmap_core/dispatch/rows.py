@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..levels.containers import LEAVES, map_leaves
-from ..levels.layout import storage_of
+from ..levels.layout import below_levels, storage_of
 from ..levels.level import Level
 from ..levels.ownership import shared
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.dims import ensure_bdim
-from ..rulekit.rule import Table
+from ..rulekit.rule import Table, TableLike
 from ..torch_compat.mode_stack import pop_mode, push_mode
 from .gathered import WatchingTable
 
@@ -62,23 +62,17 @@ def narrow(level: Level, x: Any) -> Any:
     kept = level.narrowed.get(id(x))
     if kept is not None and kept[1] is x._value:
         return kept[2]
-    value: Any = x
-    dims: list[int] = []
-    places = []
-    while type(value) is BatchedTensor and value._level in level.rows:
-        if value._bdim is not None:
-            dims = [d + (value._bdim <= d) for d in dims]
-            dims.append(value._bdim)
-            places.append(level.rows[value._level])
-        value = value._value
+    value, dims = below_levels(x, level.rows)
+    places = [level.rows[other] for other in dims]
     if not dims:
         return shared(level, value)
     if len(dims) == 1:
-        value = value.index_select(dims[0], places[0])
+        (bdim,) = dims.values()
+        value = value.index_select(bdim, *places)
     else:
-        rest = [d for d in range(value.ndim) if d not in dims]
-        value = value.permute(*dims, *rest)[tuple(places)]
-    out = make_batched(value, dims[0] if len(dims) == 1 else 0, level)
+        own, bdim = list(dims.values()), 0
+        value = value.permute(*own, *(d for d in range(value.ndim) if d not in own))[tuple(places)]
+    out = make_batched(value, bdim, level)
     assert level.seen is not None
     level.seen.add(storage_of(out))
     level.narrowed[id(x)] = (x, x._value, out)  # x itself, so that its id stays its own
@@ -95,19 +89,11 @@ def rows_of(level: Level, x: Any) -> Any:
 def _narrowing(table: Table) -> Table:
     while isinstance(table, WatchingTable):  # the level starts without gathered views
         table = table.other
-    if isinstance(table, NarrowingTable):
-        return table
-    if table.narrowing is None:
-        table.narrowing = NarrowingTable(table)
-    return table.narrowing
+    return table if isinstance(table, NarrowingTable) else NarrowingTable.of(table)
 
 
-class NarrowingTable(Table):
+class NarrowingTable(TableLike):
     """A table like another one, whose plans narrow what they are given."""
-
-    def __init__(self, table: Table) -> None:
-        """Take the rules over; the plans are made anew."""
-        self.share(table)
 
     def run_of(self, key: Any, run: Callable[..., Any], served: Any) -> Callable[..., Any]:
         """Narrow the arguments first, where one is of another level or may hold one."""

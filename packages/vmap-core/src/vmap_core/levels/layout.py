@@ -14,6 +14,7 @@ order: it returns `settled(output, 0)`. ``VMAP_CHECK=1`` checks the first and th
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -155,6 +156,18 @@ def same_storage(a: Any, b: Any) -> bool:
         return False
     storage = storage_of(a)
     return a is b if storage is None else storage == storage_of(b)
+
+
+def below_levels(x: Any, levels: Container[Level] | None = None) -> tuple[Any, dict[Level, int]]:
+    """Return what a tensor is below levels (all, unless some are given), and the dim there of each that it has a batch dim of."""
+    dims: dict[Level, int] = {}
+    while type(x) is BatchedTensor and (levels is None or x._level in levels):
+        bdim = x._bdim
+        if bdim is not None:
+            dims = {level: d + (bdim <= d) for level, d in dims.items()}
+            dims[x._level] = bdim
+        x = x._value
+    return x, dims
 
 
 def storage_of(x: Any) -> int | None:

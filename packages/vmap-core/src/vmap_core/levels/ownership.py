@@ -83,9 +83,7 @@ def promote(level: Level, x: Any, op: object) -> None:
             value = x._value
             if not value.requires_grad:
                 return
-            leaf = (
-                value.is_leaf
-            )  # asked in any case: only then PyTorch finds the node of a view whose base has been written to
+            leaf = value.is_leaf  # asked first: then PyTorch finds the node of a view whose base has been written to
             if level.batch_size == 1 or value.stride(x._bdim):
                 return
             if not leaf:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InplaceError, user_location
-from .layout import storage_of
+from .layout import below_levels, storage_of
 from .level import Level
 from .tensor import BatchedTensor
 
@@ -88,7 +88,7 @@ def values_around(func: Any) -> list[Any]:
 
 def _samples_overlap(level: Level, tensors: list[Any]) -> bool:
     """Tell whether an element of one storage belongs to two samples, or to one and to what all share."""
-    placed = [_physical(level, t) for t in tensors]
+    placed = [(value, dims.get(level)) for value, dims in map(below_levels, tensors)]
     if len(placed) == 1 or len({(t.dtype, t.shape, t.stride(), t.storage_offset(), dim) for t, dim in placed}) == 1:
         if not _may_overlap(placed[0][0]):
             return False
@@ -111,18 +111,6 @@ def _samples_overlap(level: Level, tensors: list[Any]) -> bool:
         if (owner[places] != sample).any():
             return True
     return False
-
-
-def _physical(level: Level, t: Any) -> tuple[Tensor, int | None]:
-    """Return what a tensor is without any level, and the dim there that this level maps over."""
-    dim = None
-    while type(t) is BatchedTensor:
-        if t._level is level:
-            dim = t._bdim
-        elif dim is not None and t._bdim is not None and t._bdim <= dim:
-            dim += 1
-        t = t._value
-    return t, dim
 
 
 def _may_overlap(t: Tensor) -> bool:

@@ -20,7 +20,7 @@ from ..levels.stack import physically
 from ..levels.tensor import BatchedTensor
 from ..rulekit import packs
 from ..rulekit.loop import listener
-from ..rulekit.rule import Rule, Table
+from ..rulekit.rule import Rule, Table, TableLike
 from ..torch_compat.mode_stack import DisableTorchFunction, stack_size
 from .names import kept, name_of, physical
 
@@ -151,13 +151,12 @@ class Trace:
             self._open[-1].loop = message
 
 
-class TracedTable(Table):
+class TracedTable(TableLike):
     """A table like another one, whose plans write to a trace."""
 
     def __init__(self, table: Table, trace: Trace) -> None:
         """Take the rules over; the plans are made anew."""
-        self.packs, self.rules, self.checks = table.packs, table.rules, table.checks
-        self.plans, self.autocast_plans, self._checked = {}, {}, None
+        super().__init__(table)
         self.trace = trace
         self._since: float | None = None
 

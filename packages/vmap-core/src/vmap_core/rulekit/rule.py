@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..errors import PackConflictError, UnsupportedError, function_name, user_location
 from ..torch_compat.operators import (
@@ -289,17 +289,12 @@ class Table:
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
         checks: whether what this project's own rules return is checked, too.
-        watching: the table with the same rules, whose plans look at what is written (see `dispatch.gathered`).
-        narrowing: the one whose plans narrow tensors to some of the samples (see `dispatch.rows`).
-        other: of such a table, the one that it has its rules from.
+        likes: tables with the same rules and plans of their own, by class (see `TableLike.of`).
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
             call and so is far above, sets it when it is imported.
     """
 
     make: ClassVar[Callable[..., Any]]
-    watching: Table | None = None
-    narrowing: Table | None = None
-    other: Table
 
     def __init__(self, packs: Iterable[RulePack], checks: bool = False) -> None:
         """Merge packs.
@@ -310,6 +305,7 @@ class Table:
         self.packs = list(packs)
         self.checks = checks
         self._checked: Table | None = None
+        self.likes: dict[type[TableLike], Any] = {}
         self.rules = Rules()
         self.plans: dict[Any, Callable[..., Any]] = {}
         self.autocast_plans: dict[Any, Callable[..., Any]] = {}
@@ -324,11 +320,6 @@ class Table:
                     )
                 if old is None or entry.override:
                     entries[key] = entry
-
-    def share(self, other: Table) -> None:
-        """Take the rules of another table; the plans are made anew."""
-        self.packs, self.rules, self.checks, self.other = other.packs, other.rules, other.checks, other
-        self.plans, self.autocast_plans, self._checked = {}, {}, None
 
     def enter(self, plans: dict[Any, Any], key: Any, plan: Any) -> Callable[..., Any]:
         """Keep what runs the calls of a signature among ``plans``, and return what runs the first of them."""
@@ -364,6 +355,27 @@ class Table:
         except TypeError:  # an unhashable callable
             return None
         return self.rules[op] if known else None
+
+
+class TableLike(Table):
+    """A table with the rules of another one, whose `run_of` adds something to what runs a call.
+
+    Attributes:
+        other: the table that it has its rules from.
+    """
+
+    def __init__(self, other: Table) -> None:
+        """Take the rules over; the plans are made anew."""
+        self.packs, self.rules, self.checks, self.other = other.packs, other.rules, other.checks, other
+        self.plans, self.autocast_plans, self._checked, self.likes = {}, {}, None, {}
+
+    @classmethod
+    def of(cls, other: Table) -> Self:
+        """Return the table of this class for another one; it is made once."""
+        like: Self | None = other.likes.get(cls)
+        if like is None:
+            like = other.likes[cls] = cls(other)
+        return like
 
 
 def is_mutable(op: OpOverload) -> bool:

@@ -1,6 +1,7 @@
 """Python's and NumPy's random numbers in a mapped function: drawn once, where the loop draws for every sample.
 
-They are numbers and no tensors, so nothing tells when one is drawn; but the states of the generators tell that one was. Reading these takes longer than a small vmap does, so it is done when a function is mapped for the first time.
+They are numbers and no tensors, so nothing tells when one is drawn; but the states of the generators tell that one was.
+Reading these takes longer than a small vmap does, so it is done when a function is mapped for the first time.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def code_of(func: Any) -> Any:
 class FirstCall:
     """Looks at the generators before and after a mapped function runs for the first time."""
 
-    def __init__(self, func: Any) -> None:
-        self.func = func
+    def __init__(self, func: Any, code: Any) -> None:
+        self.func, self.code = func, code
         self.before = _states(func)
 
     def checked(self, out: Any) -> Any:
@@ -55,8 +56,7 @@ class FirstCall:
         if len(looked_at) > _ROOM:
             looked_at.clear()
             looked_at[None] = None
-        code = code_of(self.func)
-        looked_at[id(code)] = code
+        looked_at[id(self.code)] = self.code
         return out
 
 

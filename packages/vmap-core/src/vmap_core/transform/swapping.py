@@ -55,20 +55,23 @@ def swapped(module: nn.Module, places: Sequence[Place], tensors: Sequence[Tensor
             place.holder[place.key] = tensor
 
 
-@contextlib.contextmanager
-def known_as_swapped(module: nn.Module) -> Iterator[None]:
-    """Tell the innermost level that a module has other tensors in its places meanwhile."""
-    levels = current_levels()
-    if not levels:
-        yield
-        return
-    level = levels[-1]
-    before = level.swapped
-    level.swapped = (*before, module)
-    try:
-        yield
-    finally:
-        level.swapped = before
+class known_as_swapped:
+    """Tells the innermost level that a module has other tensors in its places during a block."""
+
+    def __init__(self, module: nn.Module) -> None:
+        levels = current_levels()
+        self.module, self.level = module, levels[-1] if levels else None
+
+    def __enter__(self) -> None:
+        """Tell it."""
+        if self.level is not None:
+            self.before = self.level.swapped
+            self.level.swapped = (*self.before, self.module)
+
+    def __exit__(self, *exc: object) -> None:
+        """Tell it that they are back."""
+        if self.level is not None:
+            self.level.swapped = self.before
 
 
 def as_now() -> Callable[[], AbstractContextManager[None]]:

@@ -110,11 +110,12 @@ def vmap(
     arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None
     simple = simple and (type(in_dims) is int or arity is not None)
 
-    code = None if randomness == "same" else id(code_of(func))
+    code = code_of(func)
+    key = None if randomness == "same" else id(code)
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        first = None if code in looked_at else FirstCall(func)
+        first = None if key in looked_at else FirstCall(func, code)
         if simple and args and (arity is None or arity == len(args)):
             level = Level(0, randomness, current_table(), func)
             inputs = _mapped(args, flat_dims, level)
