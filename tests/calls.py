@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vmap_core import vmap
-from vmap_core.testing import check_rule
+from vmap_core.testing import batched, check_rule, choices, loop, mapped, nested_choices
 
 REFUSALS = (RuntimeError, IndexError, TypeError, ValueError)
 OTHERS = (torch.bfloat16, torch.int64, torch.bool)
@@ -43,6 +43,26 @@ def check_call(op: Callable[..., Any], *args: Any, dtypes: Sequence[torch.dtype]
             continue
         fixed = {**options, "gradients": False, "nested": False, "batch_sizes": (3,)}
         assert check_rule(op, *tree_unflatten(sample, spec), **fixed)
+
+
+def check_layout(op: Callable[..., Tensor], *args: Any) -> None:
+    """Check that the result of a call lies in memory as in the loop, wherever the batch dims of its tensors are."""
+    leaves, spec = tree_flatten(args)
+    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def function(*tensors: Any) -> list[Tensor]:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        out = op(*tree_unflatten(filled, spec))
+        return [torch.tensor([s for n, s in zip(out.shape, out.stride(), strict=True) if n > 1])]
+
+    sample = [leaves[k] for k in places]
+    ranks = [t.ndim for t in sample]
+    for levels, sizes in [*(([dims], (3,)) for dims in choices(ranks)), *((d, (3, 2)) for d in nested_choices(ranks))]:
+        physical = batched(sample, levels, sizes, "rolled")
+        found, expected = mapped(vmap, function, physical, levels), loop(function, physical, levels)
+        assert torch.equal(*found, *expected), f"in_dims {levels}: strides {found}, expected {expected}"
 
 
 def check_refused(op: Callable[..., Any], *args: Any) -> None:

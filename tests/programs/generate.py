@@ -94,8 +94,7 @@ class Draw:
 
     def statements(self, inputs: tuple[Input, ...], count: int) -> tuple[list[Statement], list[str]]:
         """Return statements, and the names of the tensors that they make."""
-        self.shared = {i.name for i in inputs if not any(d is not None for d in i.dims)}
-        self._run(inputs, [])
+        self.start(inputs)
         body: list[Statement] = []
         leaves: list[str] = []
         grad = self.random.random() < 0.8  # differentiate by grad(); else by backward(), for leaves
@@ -106,25 +105,25 @@ class Draw:
                     made = self.random.choice(
                         (f"{i.name}.detach()", f"{i.name}.clone()", f"({i.name} * 1)")[: 3 if grad else 1]
                     )
-                    self._try(inputs, body, Statement(f"{name} = {made}.requires_grad_()", "requires_grad_()"))
+                    self.added(inputs, body, Statement(f"{name} = {made}.requires_grad_()", "requires_grad_()"))
                     leaves.append(name)
         for _ in range(12 * count):
             statement = self._statement()
             if statement is not None:
-                self._try(inputs, body, statement)
+                self.added(inputs, body, statement)
             if len(body) >= count:
                 break
         if leaves:
             self._gradients(inputs, body, leaves, grad)
         return body, [name for name in self.known if name[0] == "v"] or [inputs[0].name]
 
-    def _try(self, inputs: tuple[Input, ...], body: list[Statement], statement: Statement) -> bool:
+    def added(self, inputs: tuple[Input, ...], body: list[Statement], statement: Statement) -> bool:
         """Add a statement to the program if it runs, and all numbers stay moderate."""
         mixed = [self.known[i.name] for i in inputs if not i.is_apart()]
         viewed = [self.known[name] for name in statement.mentioned() & set(self.known)]
         if "as_strided" in statement.text and any(_share(a, b) for a in mixed for b in viewed):
             return False  # it would see other samples
-        if _asks(statement) and any("_scatter(" in s.text for s in body):
+        if asks(statement) and any("_scatter(" in s.text for s in body):
             return False  # what is not kept: docs/design.md, How samples lie in memory
         versions = {name: x._version for name, x in self.known.items()}
         shapes = [x.shape for x in self.known.values()]  # out= of another shape is resized, and what it shares is not
@@ -143,8 +142,13 @@ class Draw:
             self._run(inputs, body)
         return good
 
+    def start(self, inputs: tuple[Input, ...]) -> None:
+        """Let the inputs be what is known."""
+        self.shared = {i.name for i in inputs if not any(d is not None for d in i.dims)}
+        self._run(inputs, [])
+
     def _run(self, inputs: tuple[Input, ...], body: list[Statement]) -> None:
-        """Compute everything from the start: on the first sample."""
+        """Compute everything from the start, on the first sample."""
         sizes = tuple(max(n, 1) for n in self.batch)
         self.known = {i.name: i.sample(sizes, 0) for i in inputs}
         namespace = {**names([]), **self.known}
@@ -154,13 +158,16 @@ class Draw:
 
     def _statement(self) -> Statement | None:
         family = self.weighted(EXPRESSIONS | STATEMENTS)
-        template = self.random.choice(family)
+        return self.filled(self.random.choice(family), family in EXPRESSIONS)
+
+    def filled(self, template: str, assigned: bool) -> Statement | None:
+        """Return a statement made of a template; None where there is no such tensor, or no such dim."""
         self.written = "{w}" in template
         try:
             text = re.sub(r"{(\w+)}", lambda m: str(getattr(self, f"a_{m[1]}")()), template)
-        except (IndexError, ValueError):  # there is no such tensor, or no such dim
+        except (IndexError, ValueError):
             return None
-        return Statement(f"v{len(self.known)} = {text}" if family in EXPRESSIONS else text, template)
+        return Statement(f"v{len(self.known)} = {text}" if assigned else text, template)
 
     def _gradients(self, inputs: tuple[Input, ...], body: list[Statement], leaves: list[str], grad: bool) -> None:
         """Add statements that differentiate what has been made."""
@@ -173,16 +180,16 @@ class Draw:
         )
         first = len(self.known)
         if not grad:
-            if self._try(inputs, body, Statement(f"({total}).backward(retain_graph=True)", "backward()")):
+            if self.added(inputs, body, Statement(f"({total}).backward(retain_graph=True)", "backward()")):
                 for k, leaf in enumerate(leaves):
-                    self._try(inputs, body, Statement(f"v{first + k} = {leaf}.grad", "{x}.grad"))
+                    self.added(inputs, body, Statement(f"v{first + k} = {leaf}.grad", "{x}.grad"))
             return
         again = self.random.choice((", create_graph=True", ", retain_graph=True", ""))
         found = ", ".join(f"v{first + k}" for k in range(len(leaves)))
         text = f"{found}, = torch.autograd.grad({total}, ({', '.join(leaves)},), materialize_grads=True{again})"
-        if self._try(inputs, body, Statement(text, "grad")) and "create" in again:
+        if self.added(inputs, body, Statement(text, "grad")) and "create" in again:
             text = f"v{first + len(leaves)}, = torch.autograd.grad((v{first} ** 2).sum(), ({leaves[0]},), materialize_grads=True)"
-            self._try(inputs, body, Statement(text, "grad of grad"))
+            self.added(inputs, body, Statement(text, "grad of grad"))
 
     # what stands in braces
 
@@ -316,7 +323,7 @@ def _fit(a: Any, b: Any) -> bool:
     return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
 
 
-def _asks(statement: Statement) -> bool:
+def asks(statement: Statement) -> bool:
     """Tell whether a statement asks how a tensor lies in memory."""
     return any(word in statement.text for word in ("strid", "contiguous"))
 

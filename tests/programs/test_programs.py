@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from .__main__ import WRONG, classes, main, run, table
+from .chains import chain, chains
 from .generate import program
 from .judge import MODES, Verdict, judge
 from .program import Input, Program, Statement
@@ -23,6 +24,24 @@ def test_programs(mode):
     assert not wrong, [program(seed).source() for seed in wrong]
     equal = sum(v.kind == "equal" for v in outcomes.values())
     assert equal > 0.7 * len(outcomes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["values", "checked"])
+def test_chains(mode):
+    outcomes = {number: judge(p, mode) for number in range(500) if (p := chain(number))}
+    wrong = [chain(number).source() for number, v in outcomes.items() if v.kind in WRONG]
+    assert not wrong, wrong
+    assert sum(v.kind == "equal" for v in outcomes.values()) > 0.9 * len(outcomes) > 250
+
+
+def test_each_pair_of_calls_is_a_chain_in_each_dtype():
+    assert len(set(chains())) == len(chains()) == 5 * len({(first, second) for first, second, _ in chains()})
+    drawn = chain(7)
+    assert drawn == chain(7)
+    assert (
+        tuple(s.template for s in drawn.statements[:2]) == chains()[7][:2] and drawn.inputs[0].dtype is chains()[7][2]
+    )
 
 
 def test_a_seed_means_one_program():
@@ -109,6 +128,8 @@ def test_the_command(capsys, monkeypatch):
     assert "| values | 4 | " in capsys.readouterr().out
     assert main(["--seeds", "3", "--modes", "values", "--show"]) == 0
     assert "def f(x0" in capsys.readouterr().out
+    assert main(["--seeds", "0:4", "--modes", "values", "--jobs", "1", "--chains"]) == 0
+    assert "| values | " in capsys.readouterr().out
 
 
 def test_a_process_that_dies_is_noticed(tmp_path, monkeypatch):

@@ -126,6 +126,7 @@ UPDATES = {
     "metadata": lambda t: t.t_(),
     "function": torch.neg_,
     "overwritten": lambda t: t.copy_(t * 0.9 + 1),
+    "overwritten by a number": lambda t: t.copy_(2),
     "index": lambda t: t.__setitem__(0, t[1] + 5),
     "out=": lambda t: torch.mul(t, 2, out=t),
     "list": lambda t: torch._foreach_add_([t], 1),

@@ -162,6 +162,15 @@ def test_equals_the_loop_without_gradients(f, mode):
         torch.testing.assert_close(vmap(lambda x, i: f(x.clone(), i))(X, INDEX), expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_view_of_what_differs_at_the_outer_level_only_is_written_through(dim):
+    x, expected = X.movedim(0, dim).unsqueeze(0).repeat(4, 1, 1, 1), X.clone().unsqueeze(0).repeat(4, 1, 1, 1)
+    vmap(lambda x, i: vmap(lambda row: row[..., i].unsqueeze(0).fill_(1), in_dims=dim)(x))(x, INDEX % 3)
+    for rows, i in zip(expected, INDEX % 3, strict=True):
+        rows[..., i] = 1
+    assert torch.equal(x.movedim(dim + 1, 1), expected)
+
+
 def test_a_write_to_what_all_samples_share_is_refused():
     table = torch.zeros(3, 2)
     with pytest.raises(InplaceError, match="outside"):

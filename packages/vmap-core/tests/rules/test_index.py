@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.calls import check_call, check_refused
+from tests.calls import check_call, check_layout, check_refused
 from vmap_core import DataDependentError, UnsupportedError, vmap
 from vmap_core.testing import check_rule
 
@@ -26,6 +26,8 @@ CASES = {
     "index of two dims": (lambda x, i, j: aten.index.Tensor(x, [None, i, j]), X, I, I.flip(0)),
     "index with a gap": (lambda x, i, j: aten.index.Tensor(x, [i, None, j]), X, J, J.flip(0)),
     "index, broadcast": (lambda x, i, j: aten.index.Tensor(x, [i, j]), M, J, P),
+    "index of the last dim": (lambda x, i: aten.index.Tensor(x, [None, None, i]), X, J),
+    "index of the last dims": (lambda x, i, j: aten.index.Tensor(x, [None, i, j]), X, J, P[:1]),
     "index of size one": (lambda x, i: aten.index.Tensor(x, [i]), M[:1], torch.zeros(1, dtype=torch.long)),
     "unsafe index": (lambda x, i: aten._unsafe_index.Tensor(x, [None, i]), M, I),
     "index_put": (lambda x, i, v: torch.index_put(x, (i,), v), M, P, X[1, :2]),
@@ -68,6 +70,26 @@ def test_index_reduce(reduce, include_self):
 
     check_call(op, M, I[:3], X[1], dtypes=(torch.float64, torch.int64))
     check_call(op, S, torch.tensor([0]), S * 2, in_dims=(0, None, 0), nested=False)
+
+
+LAID_OUT = {
+    "one dim": lambda x, i: aten.index.Tensor(x, [i]),
+    "the dim in the middle": lambda x, i: aten.index.Tensor(x, [None, i]),
+    "the last dim": lambda x, i: aten.index.Tensor(x, [None, None, i]),
+    "adjacent dims": lambda x, i: aten.index.Tensor(x, [None, i, i]),
+    "with a gap": lambda x, i: aten.index.Tensor(x, [i, None, i]),
+    "of transposed samples": lambda x, i: aten.index.Tensor(x.transpose(0, 1), [i]),
+    "index_select": lambda x, i: x.index_select(1, i),
+    "index_add": lambda x, i: x.index_add(1, i, x[:, :2]),
+    "index_copy": lambda x, i: x.index_copy(2, i, x[..., :2]),
+    "index_fill": lambda x, i: x.index_fill(1, i, 2),
+    "index_fill of transposed samples": lambda x, i: x.mT.index_fill(1, i, 2),
+}
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_results_lie_as_in_the_loop(name):
+    check_layout(LAID_OUT[name], X, torch.tensor([1, 0]))
 
 
 def test_one_hot():

@@ -49,6 +49,11 @@ TIES = [
 PICKS = [torch.max, torch.min, torch.median, torch.nanmedian]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_the_median_of_nothing(dtype):
+    assert check_rule(torch.median, torch.zeros(0, dtype=dtype))
+
+
 @pytest.mark.parametrize("bdim", [0, -1])
 @pytest.mark.parametrize("shape", [(4,), (2, 2), ()])
 @pytest.mark.parametrize("op", PICKS)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.calls import check_call, check_refused
+from vmap_core import vmap
 from vmap_core.testing import check_rule
 
 X = torch.linspace(-2, 2, 24).sin().reshape(2, 3, 4)
@@ -36,6 +37,7 @@ CASES = {
     "masked_fill by a tensor": (torch.masked_fill, M, MASK, S),
     "masked_fill of fewer dims": (lambda x, m: x.masked_fill(m, 1), V, MASK),
     "masked_scatter": (torch.masked_scatter, M, MASK, X[1]),
+    "masked_scatter of nothing": (torch.masked_scatter, M, torch.zeros(4, dtype=torch.bool), M),
     "masked_scatter, broadcast": (torch.masked_scatter, X, MASK, X.flip(0)),
     "tril": (torch.tril, X, 1),
     "triu": (torch.triu, M, -1),
@@ -116,3 +118,8 @@ def test_numbers_that_fit(dtype, value):
         check_refused(lambda x, m, v: x.masked_fill(m, v), x, mask, value)
     else:
         check_call(lambda x, m, v: x.masked_fill(m, v), x, mask, value, dtypes=(), gradients=False)
+
+
+def test_masked_scatter_of_an_empty_outer_batch():
+    x, mask = torch.zeros(0, 3, 2), torch.zeros(0, 3, 2, dtype=torch.bool)
+    assert vmap(vmap(torch.masked_scatter))(x, mask, x).shape == (0, 3, 2)

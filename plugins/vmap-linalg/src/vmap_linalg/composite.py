@@ -60,7 +60,8 @@ def kron(info, in_dims, x, y):
     shapes = [logical_shape(v, d) for v, d in zip((x, y), in_dims, strict=True)]
     rank = max(map(len, shapes))
     shapes = [(1,) * (rank - len(s)) + s for s in shapes]
-    x, y = promote_like_samples((x, y), in_dims)
+    if not rank:  # else both have dims by the time that they are multiplied, and count alike in type promotion
+        x, y = promote_like_samples((x, y), in_dims)
     spread = []
     for v, d, shape, own in zip((x, y), in_dims, shapes, (0, 1), strict=True):
         lead = () if d is None else (info.batch_size,)

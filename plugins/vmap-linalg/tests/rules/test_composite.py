@@ -34,6 +34,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "kron": (torch.kron, A, B),
     "kron, ranks": (torch.kron, V, TALL),
     "kron of scalars": (torch.kron, V[0], V[1]),
+    "kron with a scalar of another dtype": (torch.kron, A.bfloat16(), V[0]),
+    "kron of scalars of two dtypes": (torch.kron, V[0].bfloat16(), V[1]),
     "kron of dtypes": (torch.kron, A, torch.arange(3)),
     "diagonal": (L.diagonal, A),
     "diagonal, dims": (lambda x: L.diagonal(x, offset=1, dim1=0, dim2=1), TALL),

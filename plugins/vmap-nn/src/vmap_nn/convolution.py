@@ -70,6 +70,22 @@ def _convolution(info, in_dims, x, weight, bias, stride, padding, dilation, tran
     return _grouped(ensure_bdim(x, x_bdim, size), weight, bias, *options, groups), 0
 
 
+def _complex(info, in_dims, x, weight, bias, *options):
+    """(N, C, *), (O, C / groups, *), (O) -> (N, O, *), all complex: by three real ones, as PyTorch does."""
+    x_bdim, w_bdim, b_bdim = in_dims
+    if x_bdim is None and w_bdim is None:
+        x, x_bdim = ensure_bdim(x, None, info.batch_size), 0
+
+    def real(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dims = (x_bdim, w_bdim, None if bias is None else b_bdim)
+        return to_front(*convolution(info, dims, x, weight, bias, *options))
+
+    first = real(x.real, weight.real, None if bias is None else bias.real)
+    second = real(x.imag, weight.imag, None)
+    both = real(x.real + x.imag, weight.real + weight.imag, None if bias is None else bias.real + bias.imag)
+    return settled(torch.complex(first - second, both - first - second), 0)
+
+
 LARGE = 10_000_000  # products of one member, from which on oneDNN's grouped kernels lose to a call for each member
 
 
@@ -144,7 +160,8 @@ def _public(name: str, spatial: int, transposed: bool) -> Any:
         if single:
             x, x_bdim = (x.unsqueeze(0), None) if x_bdim is None else (to_front(x, x_bdim).unsqueeze(1), 0)
         spatial_options = (spread(stride), spread(padding), spread(dilation), transposed, spread(output_padding))
-        out, bdim = convolution(info, (x_bdim, w_bdim, b_bdim), x, weight, bias, *spatial_options, groups)
+        run = _complex if x.is_complex() and weight.is_complex() else convolution
+        out, bdim = run(info, (x_bdim, w_bdim, b_bdim), x, weight, bias, *spatial_options, groups)
         return (to_front(out, bdim).squeeze(1), 0) if single else (out, bdim)
 
     return public

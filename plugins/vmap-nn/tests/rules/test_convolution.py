@@ -35,6 +35,15 @@ def test_against_the_loop(name):
     check_call(op, *args, dtypes=(torch.float64, torch.bfloat16))
 
 
+COMPLEX = {name: CASES[name] for name in ("conv1d", "conv2d", "conv2d, no N", "conv_transpose2d, no N", "conv3d")}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_against_the_loop(name):
+    op, *args = COMPLEX[name]
+    check_call(op, *(torch.complex(a, a.flip(-1)) for a in args), dtypes=())
+
+
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # PyTorch before 2.13
 @pytest.mark.parametrize("transposed", [False, True])
 def test_large_members_have_a_convolution_each(transposed, monkeypatch):

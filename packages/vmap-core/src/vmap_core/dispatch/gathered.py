@@ -18,7 +18,7 @@ from ..levels import ownership
 from ..levels.args import any_batched
 from ..levels.containers import leaves
 from ..levels.entry import dispatch
-from ..levels.layout import same_storage
+from ..levels.layout import mapped, same_storage
 from ..levels.level import Level, call
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.rule import TableLike
@@ -100,7 +100,7 @@ def gathered_at(level: Level, x: Any, places: list[Any]) -> Any:
     values.extend([None] * (bdim - len(values)))
     before = [p for p in values[:bdim] if p is not None]
     values.insert(bdim, None)
-    return make_batched(gathered(x._value, values), bdim - len(before) + sum(p.ndim for p in before), level)
+    return mapped(gathered(x._value, values), bdim - len(before) + sum(p.ndim for p in before), level)
 
 
 def _remember(level: Level, view: Gathered) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from ..errors import DataDependentError, UnsupportedError, user_location
-from ..levels.layout import same_storage
+from ..levels.layout import same_storage, samples_first
 from ..levels.read import every_sample
 from ..rulekit.asking import asker
 from ..rulekit.dims import ensure_bdim, logical_rank, physical_dim, to_front, wrap_dim
@@ -46,7 +46,7 @@ class Region:
         self.rank = max(logical_rank(i, d) for i, d in tensors)
         for i, d in zip(expanded, expanded_dims, strict=True):
             if d is not None:
-                i = to_front(i, d)
+                i = samples_first(i, d)  # the kernel lays out results by the strides of indices, too
                 i = i.reshape(i.shape[0], *(1,) * (self.rank + 1 - i.ndim), *i.shape[1:])
             self.indices.append(i)
         at = [k for k, i in enumerate(expanded) if i is not None]
@@ -54,6 +54,18 @@ class Region:
         adjacent = at[-1] - at[0] + 1 == len(at)
         self.start = at[0] if adjacent else 0
         self.adjacent = adjacent
+
+    def place(self, x: Any, bdim: int) -> int:
+        """Return where the batch dim of what is indexed has to stand so that the result lies in memory as the loop's.
+
+        The kernel lays out the dims that are not indexed by their strides, and one that is out of order is exchanged with
+        others across those that are.
+        """
+        if not bdim:
+            return 0
+        step, *strides = (x.stride(d) for d in (bdim, *(d for d in range(x.ndim) if d != bdim)))
+        kept = [d for d, s in enumerate(strides) if s > step and (d >= len(self.indices) or self.indices[d] is None)]
+        return kept[-1] + 1 if kept else 0
 
     def with_samples(self, batch_size: int, device: torch.device) -> list[Any]:
         """Return the indices of the tensor with its batch dim in front: sample ``b`` is indexed by row ``b``."""
@@ -95,19 +107,21 @@ def index(info, in_dims, x, indices):
         out = aten.index.Tensor(x, region.indices)
         return out, region.start
     if not region.batched:
-        # Where the batch dim can stay it does, so that the result lies in memory as the loop's.
-        at = x_bdim if x_bdim <= region.first or x_bdim > region.last else 0
+        at = region.place(x, x_bdim)
         x = x.movedim(x_bdim, at)
         behind = [None] * max(at - len(region.indices), 0)
         out = aten.index.Tensor(x, [*region.indices[:at], *behind, None, *region.indices[at:]])
         before = sum(i is None for i in region.indices[:at]) + len(behind)
         return out, before if region.adjacent and at <= region.first else region.rank + before
     x = to_front(x, x_bdim)
-    out = aten.index.Tensor(x, region.with_samples(x.shape[0], x.device))  # (B *index, other dims)
-    if region.start:
-        moved = range(1, 1 + region.rank)
-        out = out.movedim(tuple(moved), tuple(d + region.start for d in moved))
-    return out, 0
+    where = region.with_samples(x.shape[0], x.device)
+    if start := region.start:  # the dims before are indexed, too, so that they stay before the indices in memory
+        where = [i if i is None or i.ndim <= region.rank else i.unflatten(0, (-1, *(1,) * start)) for i in where]
+        for k in range(start):
+            where[1 + k] = torch.arange(x.shape[1 + k], device=x.device).reshape(
+                -1, *(1,) * (start - 1 - k + region.rank)
+            )
+    return aten.index.Tensor(x, where), 0  # (B, dims before, *index, other dims)
 
 
 _ask_put, _ask_embedding = asker(aten.index_put.default), asker(aten.embedding.default)
@@ -223,7 +237,7 @@ def _rowwise(op: Any) -> Any:
         index = index.reshape(index.shape[0], index.shape[1:].numel())
         n = x.shape[d]
         offset = torch.arange(x.shape[0], device=index.device)[:, None] * n
-        if op in (aten.index_fill.int_Scalar, aten.index_fill.int_Tensor):  # the others take no negative ones
+        if op in _FILLS:  # the others take no negative ones
             index = torch.where(index < 0, index + n, index)
         # an index out of range must not reach the rows of another sample: send it out of range of them all
         rows = torch.where((index >= 0) & (index < n), index + offset, x.shape[0] * n)
@@ -231,9 +245,20 @@ def _rowwise(op: Any) -> Any:
         rest = [_flat_rows(r, d) if isinstance(r, torch.Tensor) and r.ndim > 1 else r for r in rest]
         out = op(flat, 0, rows.reshape(-1).to(index.dtype), *rest, **kwargs)
         out = out.reshape(x.shape[0], n, *out.shape[1:]).movedim(1, d)
+        out = _lying_like(x, out) if op in _FILLS else out.contiguous()  # as what these make does
         return (out if rank else out.squeeze(1)), 0
 
     return index_write
+
+
+_FILLS = (aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+
+
+def _lying_like(x: Any, out: Any) -> Any:
+    """Return a tensor whose dims have the order in memory that those of another have, as a copy of that one would."""
+    strides = x.stride()
+    order = [0, *sorted(range(1, x.ndim), key=lambda d: -strides[d])]  # the batch dim is first
+    return out.permute(order).contiguous().permute([order.index(d) for d in range(x.ndim)])
 
 
 def _rows(x: Any) -> Any:

@@ -165,7 +165,8 @@ def _middle(op: Any) -> RuleFunction:
         """(*) -> ()."""
         x = flat(x, in_dims[0])
         if not x.shape[1]:
-            return x.new_full((x.shape[0],), float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min), 0
+            whole = not x.is_floating_point() and x.dtype != torch.bool
+            return x.new_full((x.shape[0],), torch.iinfo(x.dtype).min if whole else float("nan")), 0
         value = op(x.detach(), 1, True)[0]
         if not _differentiated(x):
             return value.squeeze(1), 0

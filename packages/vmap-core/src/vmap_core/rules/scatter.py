@@ -117,7 +117,7 @@ def masked_scatter(info, in_dims, x, mask, source):
     source = source.reshape(source.shape[0], source.shape[1:].numel())
     rows = mask.reshape(mask.shape[0], mask.shape[1:].numel())
     order = rows.cumsum(1) - 1
-    if rows.numel() and int(every_sample(order).amax()) >= source.shape[1]:
+    if bool((every_sample(order) >= source.shape[1]).any()):
         raise RuntimeError("masked_scatter: expected self and source to have same dtypes but the source has fewer "
                            "elements than the mask has true ones")  # fmt: skip
     if not source.shape[1]:
