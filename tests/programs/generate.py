@@ -123,8 +123,8 @@ class Draw:
         viewed = [self.known[name] for name in statement.mentioned() & set(self.known)]
         if "as_strided" in statement.text and any(_share(a, b) for a in mixed for b in viewed):
             return False  # it would see other samples
-        if asks(statement) and any("_scatter(" in s.text for s in body):
-            return False  # what is not kept: docs/design.md, How samples lie in memory
+        if asks(statement) and (0 in self.batch or any("_scatter(" in s.text for s in body)):
+            return False  # what is not kept, and of no sample nothing: docs/design.md, How samples lie in memory
         versions = {name: x._version for name, x in self.known.items()}
         shapes = [x.shape for x in self.known.values()]  # out= of another shape is resized, and what it shares is not
         namespace = {**names([]), **self.known}

@@ -96,29 +96,53 @@ def lay_out(x: BatchedTensor) -> None:
         return
     if is_outermost(value, bdim) and (value.stride(bdim) or value.shape[bdim] <= 1):
         x._origin = EXACT
-    elif value.requires_grad and current() is None and not transforms_active() and dual_level() < 0:
-        # gradients may be asked for it, so it has to stay the tensor that it is
-        _exchange_memory(value, samples_first(value.detach(), bdim).movedim(0, bdim))
+        return
+    # gradients may be asked for it, so it has to stay the tensor that it is
+    stays = value.requires_grad and current() is None and not transforms_active() and dual_level() < 0
+    if stays and _exchange_memory(value, samples_first(value.detach(), bdim).movedim(0, bdim)):
         x._origin = EXACT
     else:
         become(x, samples_first(value, bdim), 0)
 
 
-def _exchange_memory(value: Any, new: Tensor) -> None:
-    """Give a tensor other memory, and its base the same: autograd finds by strides what of the base is written to."""
+def _exchange_memory(value: Any, new: Tensor) -> bool:
+    """Give a tensor other memory, and its base the same: autograd finds by strides what of the base is written to.
+
+    Returns:
+        False where its base would not be a strided tensor there; nothing is done.
+    """
     base = value._base
     if base is not None:
-        left = [(n, s, d) for d, (n, s) in enumerate(zip(value.shape, value.stride(), strict=True)) if n > 1]
-        order = []
-        for n, s in zip(base.shape, base.stride(), strict=True):
-            found = next((entry for entry in left if entry[:2] == (n, s)), None) if n > 1 else None
-            if found is not None:
-                left.remove(found)
-            order.append(found and found[2])
-        if not left and base.numel() == value.numel():
-            strides = [new.numel() if d is None else new.stride(d) for d in order]
-            base.data = new.as_strided(base.shape, strides)
+        strides = _strides_of_base(base, value, new)
+        if strides is None:
+            return False
+        base.data = new.as_strided(base.shape, strides)
     value.data = new
+    return True
+
+
+def _strides_of_base(base: Any, value: Any, new: Tensor) -> list[int] | None:
+    """Return how a base lies in the new memory of a view of all of it; None if it cannot.
+
+    Dims of the base may be parts of one of the view's, or be made of several.
+    """
+    if base.numel() != value.numel():
+        return None
+    dims = [(s, n, t) for n, s, t in zip(value.shape, value.stride(), new.stride(), strict=True) if n > 1]
+
+    def moved(step: int) -> int | None:
+        """Return how far apart elements are now that were a step apart."""
+        return next((t * (step // s) for s, n, t in dims if s <= step < s * n and step % s == 0), None)
+
+    strides = []
+    for n, s in zip(base.shape, base.stride(), strict=True):
+        first = moved(s) if n > 1 else new.numel()
+        if first is None:
+            return None
+        if n > 1 and any(moved(step) != first * (step / s) for step, _, _ in dims if s < step < s * n):
+            return None
+        strides.append(first)
+    return strides
 
 
 def settled(out: Any, bdim: Any) -> tuple[Any, Any]:
