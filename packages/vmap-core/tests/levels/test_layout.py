@@ -31,6 +31,8 @@ MADE = {
     "cumulated": lambda x: x.cumsum(0),
     "one dim": lambda x: x.sum(0),
     "scattered into a copy": lambda x: x.T.masked_scatter(torch.eye(4, dtype=torch.bool), x),
+    "convolution": lambda x: torch.nn.functional.conv1d(x[:, None], W[:, :1, None])[0],
+    "convolution by it": lambda x: torch.nn.functional.conv1d(W, x[..., None]),
     "kronecker product": lambda x: torch.kron(x[:2, :2], x[2:, 2:]),
     "repeated": lambda x: x.repeat_interleave(2, 0)[:, :2],
     "flat and repeated": lambda x: x.repeat_interleave(2).reshape(4, 8),

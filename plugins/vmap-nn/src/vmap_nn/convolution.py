@@ -66,7 +66,7 @@ def _convolution(info, in_dims, x, weight, bias, stride, padding, dilation, tran
     if x_bdim is None and groups == 1 and not transposed:  # one image, all members' filters
         bias = None if bias is None else bias.reshape(-1)
         out = aten.convolution.default(x, weight.flatten(0, 1), bias, *options, 1)
-        return out.reshape(out.shape[0], size, -1, *out.shape[2:]), 1
+        return _members(out, size), 1
     return _grouped(ensure_bdim(x, x_bdim, size), weight, bias, *options, groups), 0
 
 
@@ -103,7 +103,12 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> T
     bias = None if bias is None else bias.reshape(-1)
     wide = x.movedim(0, 1).flatten(1, 2)
     out = aten.convolution.default(wide, weight.flatten(0, 1), bias, *others, groups * size)
-    return out.unflatten(1, (size, -1)).movedim(1, 0)
+    return _members(out, size).movedim(1, 0)
+
+
+def _members(out: Tensor, size: int) -> Tensor:
+    """(N, B O, *) -> (N B O *); no view to autograd, so that the samples may be laid out."""
+    return aten._unsafe_view.default(out, [out.shape[0], size, out.shape[1] // size, *out.shape[2:]])
 
 
 def _shared(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:

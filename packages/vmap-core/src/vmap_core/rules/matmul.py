@@ -134,7 +134,10 @@ def _matmul(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
         return (torch.nn.functional.linear(b, a) if a_rank == 2 else torch.matmul(b, a)), 0  # (B k) (n k)
     if a_bdim is None and a_rank == 2 and b_rank == 2:
         b = b.movedim(b_bdim, 1)  # (n k) (k B m) -> (n B m)
-        return torch.unflatten(a.mm(b.reshape(b.shape[0], b.shape[1:].numel())), 1, b.shape[1:]), 1
+        wide = a.mm(b.reshape(b.shape[0], b.shape[1:].numel()))
+        return aten._unsafe_view.default(
+            wide, [a.shape[0], *b.shape[1:]]
+        ), 1  # no view to autograd: its samples may be laid out
     if a_rank == 1 and b_rank == 1:
         a, b = ensure_bdim(a, a_bdim, info.batch_size), ensure_bdim(b, b_bdim, info.batch_size)
         return torch.matmul(a.unsqueeze(1), b.unsqueeze(2))[:, 0, 0], 0
