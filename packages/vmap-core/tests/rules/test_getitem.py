@@ -249,3 +249,31 @@ def test_a_batched_mask_beside_other_parts(write, made):
         assert torch.equal(vmap(f, in_dims=dim)(x.movedim(0, dim)), expected)
     with pytest.raises(IndexError, match=r"mask \[2\] at index 0 does not match .* \[2, 4, 5\] at index 1"):
         vmap(lambda v: v.clone().__setitem__((slice(None), v[:, 0, 0] > 0), 1.0))(x)
+
+
+@pytest.mark.parametrize("value", [300, -1, 1.5, 1e10, float("nan"), 2 + 1j, 1e300], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float32, torch.complex64], ids=str)
+def test_what_does_not_fit_is_refused_through_a_mask_as_in_pytorch(dtype, value):
+    x, mask = torch.zeros(2, 3, dtype=dtype), torch.tensor([[True, False, True], [False, True, True]])
+    double = torch.complex128 if isinstance(value, complex) else torch.float64
+    numbers = (
+        value,
+        torch.tensor(value),
+        torch.tensor([value], dtype=double),
+        torch.tensor([value, value], dtype=double),
+    )
+    for number in numbers:
+
+        def write(x, mask, number=number):
+            x = x.clone()
+            x[mask] = number
+            return x
+
+        try:
+            expected = torch.stack([write(*sample) for sample in zip(x, mask, strict=True)])
+        except RuntimeError:
+            for in_dims in ((0, 0), (0, None), (None, 0)):
+                with pytest.raises(RuntimeError):
+                    vmap(write, in_dims)(*(a if d == 0 else a[0] for a, d in zip((x, mask), in_dims, strict=True)))
+        else:
+            assert torch.equal(vmap(write)(x, mask).nan_to_num(), expected.nan_to_num())

@@ -20,6 +20,7 @@ from ..levels.ownership import promote
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.rule import RulePack
 from ..torch_compat.operators import named_aten as aten
+from .cast import as_number
 from .dynamic import mask_error
 
 pack = RulePack("core.getitem")
@@ -226,8 +227,9 @@ def setitem(info: Any, x: Any, index: Any, value: Any) -> None:
         if not isinstance(value, Tensor):
             value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device) if advanced else value
         if advanced:
-            numbers = all(i is None or not i.dim() for i in advanced)
-            if numbers or (value.numel() == 1 and any(map(_is_mask, parts))):  # a copy, a fill: PyTorch casts there
+            if value.numel() == 1 and any(map(_is_mask, parts)):  # a fill
+                value = as_number(value, x.dtype)
+            elif all(i is None or not i.dim() for i in advanced):  # a copy
                 value = value.to(x.dtype)
             while value.dim() and value.shape[0] == 1:
                 value = value.squeeze(0)
@@ -275,8 +277,13 @@ def _write_mask(x: Any, parts: tuple[Any, ...], mask: Any, value: Any) -> bool:
     for k in range(mask.dim()):
         _check_mask(mask, k, view, first + k)
     after = view.dim() - first - mask.dim()
-    if isinstance(value, Tensor):
-        value = value.to(x.dtype)
+    if not isinstance(value, Tensor):
+        value = torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
+    elif value.numel() == 1:  # a fill
+        value = as_number(value, x.dtype)
+    elif value.dtype != x.dtype:  # refused in PyTorch's words
+        torch.zeros(1, dtype=x.dtype).index_put((torch.tensor([0]),), torch.zeros(1, dtype=value.dtype))
+    if value.dim():
         if value.dim() > after:
             hits = value.dim() - after - 1  # the dim of the value that goes along the true elements
             if value.shape[hits] != 1:
