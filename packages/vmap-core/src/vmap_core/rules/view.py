@@ -339,16 +339,27 @@ def as_strided(info, in_dims, x, size, stride, storage_offset=None):
     if storage_offset is None:
         storage_offset = x.storage_offset()
     reach = sum((k - 1) * s for k, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
-    own = sum((k - 1) * s for d, (k, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
-    start = storage_offset - x.storage_offset()
+    first, end = _memory_of_one(x, bdim)
     if not reach:  # nothing, wherever it lies
         storage_offset = x.storage_offset()
-    elif n > 1 and (start < 0 or start + reach > max(own, 0)):
+    elif n > 1 and not first <= storage_offset <= storage_offset + reach <= end:
         raise RuntimeError(
             f"vmap: as_strided(size={list(size)}, stride={list(stride)}, storage_offset={storage_offset}) would leave "
             f"the memory of one sample, of shape {logical_shape(x, bdim)}"
         )
     return x.as_strided((n, *size), (batch_stride, *stride), storage_offset), 0
+
+
+def _memory_of_one(x: Any, bdim: int) -> tuple[int, int]:
+    """Return where the memory of the first sample begins and ends: of all that it is a view of, where that is known."""
+    step, start = x.stride(bdim), x.storage_offset()
+    end = start + sum((n - 1) * s for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
+    base = x._base if type(x) is torch.Tensor else None
+    if base is not None and base.is_contiguous() and base.numel() == x.shape[bdim] * step:
+        first = base.storage_offset()
+        if first <= start < end <= first + step:
+            return first, first + step
+    return start, max(start, end)
 
 
 pack.ask(aten.narrow.Tensor, aten.tensor_split.tensor_indices_or_sections)
