@@ -15,7 +15,8 @@ from vmap_core.testing import Levels, batched, choices, nested_choices, stronges
 
 from .derivatives import jvp, of_vectors, vjp
 
-MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "inplace", "out", "gradient", "vjp", "jvp", "vectors")
+MODES = ("forward", "one_argument", "mixed", "nested", "sizes", "layout", "inplace", "out", "gradient", "vjp", "jvp",
+         "vectors")  # fmt: skip
 
 
 @dataclass
@@ -109,6 +110,20 @@ def _out(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _laid_out(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Return a function of the outputs and of what a program learns of their memory: strides, and whether they are contiguous."""
+
+    def run(*tensors: Any) -> list[Any]:
+        outputs = [o for o in function(*tensors) if o.layout == torch.strided]
+        strides = ([s for n, s in zip(o.shape, o.stride(), strict=True) if n > 1 and o.numel()] for o in outputs)
+        return [
+            *outputs,
+            *(torch.tensor([*steps, o.is_contiguous()]) for steps, o in zip(strides, outputs, strict=True)),
+        ]
+
+    return run
+
+
 def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None) -> Iterator[Case]:
     """Yield the cases of an OpInfo entry, from ``limit`` of its samples (None: all)."""
     torch.manual_seed(0)
@@ -133,7 +148,7 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
         if "vectors" in modes and op.supports_autograd:
             yield from _vector_cases(function, tensors, label)
         for mode, levels, sizes in plans(ranks):
-            if mode not in modes or (layout and any(dim for dims in levels for dim in dims)):
+            if mode not in modes or (layout and (mode == "layout" or any(dim for dims in levels for dim in dims))):
                 continue
             run = function
             if mode == "inplace":
@@ -152,6 +167,8 @@ def cases(op: Any, dtype: torch.dtype, modes: tuple[str, ...], limit: int | None
                 if not (supported and any(t.is_floating_point() for t in tensors)):
                     continue
                 run = (vjp if mode == "vjp" else jvp)(function)
+            if mode == "layout":
+                run = _laid_out(function)
             writes = mode == "inplace" and not is_view(op.name + "_")
             yield Case(mode, run, tensors, levels, sizes, strength, label, writes)
 
@@ -185,12 +202,13 @@ def plans(ranks: list[int]) -> Iterator[tuple[str, Levels, tuple[int, ...]]]:
             yield "gradient", [dims], (3,)
             yield "vjp", [dims], (3,)
             yield "jvp", [dims], (3,)
+        yield "layout", [dims], (3,)
         if mode == "mixed" or dims in ends:
             yield "inplace", [dims], (3,)
             yield "out", [dims], (3,)
     for levels in nested_choices(ranks):
         yield "nested", levels, (3, 2)
-    for mode in ("inplace", "out", "gradient", "vjp"):
+    for mode in ("layout", "inplace", "out", "gradient", "vjp"):
         yield mode, [front, last], (2, 3)
     for dims in ends:
         for size in (0, 1):

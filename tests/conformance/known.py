@@ -79,12 +79,14 @@ CONTROL = Known("error", "DataDependentError", "data-dependent control flow")
 SHAPE = Known("error", "DataDependentError", "can output dynamic shape")
 STATISTICS = Known("error", "InplaceError", "would update running statistics")
 SHARED = Known("error", "InplaceError", "has more elements than `self`")
+LAYOUT = Known("differs", "", "Tensor-likes are not equal!")
 VALUES = Known("differs", "", "Tensor-likes are not close")
 
 DYNAMIC = "its result has as many elements as the values say: a precise error, with what to do instead"
 READ = "gives a Python value, or reads one on the way, that differs from sample to sample: a precise error"
 RUNNING = "updates running statistics that the samples share"
 SPARSE = "makes or takes sparse tensors, which have no batch dim of their own here"
+GAPS = "the result keeps gaps that its input has in memory; ours has none (docs/design.md, How samples lie in memory)"
 IHFFT = "PyTorch writes something else to out= than it returns (dim=0); ours writes the result"
 
 KNOWN: dict[str, Entry] = {
@@ -92,13 +94,15 @@ KNOWN: dict[str, Entry] = {
         "updates running statistics that the samples share; else a loop",
         modes("forward sizes jvp", _loops("aten._batch_norm_with_update.default"))
         | modes("one_argument", SHARED)
-        | modes("mixed nested", SHARED, _loops("aten._batch_norm_with_update.default")),
+        | modes("mixed nested layout", SHARED, _loops("aten._batch_norm_with_update.default")),
     ),
     "_native_batch_norm_legit": Entry(
-        RUNNING, modes("one_argument mixed out", STATISTICS) | modes("nested", SHARED, STATISTICS)
+        RUNNING, modes("one_argument mixed layout out", STATISTICS) | modes("nested", SHARED, STATISTICS)
     ),
-    "allclose": Entry(READ, modes("one_argument nested", CONTROL)),
-    "argwhere": Entry(DYNAMIC, modes("sizes", SHAPE)),
+    "allclose": Entry(READ, modes("one_argument nested layout", CONTROL)),
+    "argwhere": Entry(
+        DYNAMIC + "; PyTorch's kernel lays it out by columns", modes("sizes", SHAPE) | modes("layout", LAYOUT)
+    ),
     "as_strided_scatter": Entry(
         "PyTorch's backward gives the overwritten elements of self a gradient, and reads a gradient that is a view at the wrong offset; ours gives the derivative",
         modes("gradient vjp", VALUES),
@@ -107,20 +111,21 @@ KNOWN: dict[str, Entry] = {
         "its length is the greatest value plus one, which an empty batch does not have",
         modes("sizes", Known("differs", "", "shape")),
     ),
-    "equal": Entry(READ, modes("one_argument nested", CONTROL)),
+    "diagonal_scatter": Entry(GAPS, modes("layout", LAYOUT)),
+    "equal": Entry(READ, modes("one_argument nested layout", CONTROL)),
     "fft.ihfft2": Entry(IHFFT, {}, modes("out", VALUES)),
     "fft.ihfftn": Entry(IHFFT, modes("out", VALUES)),
     "hash_tensor": Entry(
         "a checksum of bits: the kernel has no batch dim",
-        modes("forward nested sizes out", _loops("aten.hash_tensor.default")),
+        modes("forward nested sizes layout out", _loops("aten.hash_tensor.default")),
     ),
     "histogram": Entry(
-        "the kernel has no batch dim", modes("forward nested sizes out", _loops("aten.histogram.bin_ct"))
+        "the kernel has no batch dim", modes("forward nested sizes layout out", _loops("aten.histogram.bin_ct"))
     ),
     "histogramdd": Entry(
         "the kernel has no batch dim",
         modes(
-            "forward mixed nested sizes",
+            "forward mixed nested sizes layout",
             _loops("aten._histogramdd_bin_edges.default", "aten._histogramdd_from_bin_cts.default"),
             _loops("aten._histogramdd_from_bin_tensors.default"),
         )
@@ -135,15 +140,19 @@ KNOWN: dict[str, Entry] = {
         {},
         modes("sizes", Known("error", "RuntimeError", "The tensor has a non-zero number of elements, but its data")),
     ),
-    "item": Entry(READ, modes("forward nested sizes", ITEM)),
+    "item": Entry(READ, modes("forward nested sizes layout", ITEM)),
     "masked_select": Entry(DYNAMIC + " (an unbatched mask works)", modes("sizes out", SHAPE)),
+    "narrow": Entry(
+        "a view at a place of each sample's own is gathered, and has the strides of a new tensor (docs/contract.md)",
+        modes("layout", LAYOUT),
+    ),
     "native_batch_norm": Entry(
-        RUNNING, modes("one_argument mixed out", STATISTICS) | modes("nested", SHARED, STATISTICS)
+        RUNNING, modes("one_argument mixed layout out", STATISTICS) | modes("nested", SHARED, STATISTICS)
     ),
     "nn.functional.batch_norm": Entry(
-        RUNNING, modes("one_argument mixed", STATISTICS) | modes("nested", SHARED, STATISTICS)
+        RUNNING, modes("one_argument mixed layout", STATISTICS) | modes("nested", SHARED, STATISTICS)
     ),
-    "nn.functional.instance_norm": Entry(RUNNING, modes("one_argument mixed nested", SHARED)),
+    "nn.functional.instance_norm": Entry(RUNNING, modes("one_argument mixed nested layout", SHARED)),
     "nn.functional.linear_cross_entropy.chunked": Entry(
         "where all targets are ignored the mean is nan; PyTorch's chunks give it a gradient of nan, its reference and ours 0",
         {},
@@ -161,14 +170,17 @@ KNOWN: dict[str, Entry] = {
         "leaves values undefined; a loop serves it. The tensor shows the new shape, the mapped input keeps its own",
         modes("inplace", Known("differs", "", "shape")),
     ),
+    "select_scatter": Entry(GAPS, modes("layout", LAYOUT)),
+    "slice_scatter": Entry(GAPS, modes("layout", LAYOUT)),
     "sparse.mm.reduce": Entry(
         SPARSE,
-        modes("forward mixed nested sizes gradient vjp", _loops("aten._sparse_mm_reduce_impl.default"))
+        modes("forward mixed nested sizes layout gradient vjp", _loops("aten._sparse_mm_reduce_impl.default"))
         | modes("vectors", _loops("aten._sparse_mm_reduce_impl_backward.default")),
     ),
     "sparse.sampled_addmm": Entry(
         "a CSR tensor for each sample: PyTorch has no batch of those with its own places",
         modes("sizes", Known("error", "UnsupportedError", "aten.sparse_sampled_addmm.default on an empty batch gives"))
+        | modes("layout", Known("error", "UnsupportedError", "a torch.sparse_csr tensor for each sample"))
         | modes(
             "vectors",
             Known("error", "UnsupportedError", "a torch.sparse_csr tensor for each sample"),

@@ -43,7 +43,7 @@ def _convolution(info, in_dims, x, weight, bias, stride, padding, dilation, tran
             tensors = (*tensors[:2], to_front(bias, b_bdim))
         return product(CONVOLUTION, *tensors, *options, groups), 0
     if b_bdim is not None and w_bdim is None:
-        bias = to_front(bias, b_bdim)
+        bias = to_front(bias, b_bdim).contiguous()  # else the result would lie as it does
         spread = bias.reshape(bias.shape[0], 1, bias.shape[1], *(1,) * (weight.ndim - 2))
         if x_bdim is None:
             return aten.convolution.default(x, weight, None, *options, groups) + spread, 0

@@ -105,19 +105,25 @@ def lay_out(x: BatchedTensor) -> None:
         become(x, samples_first(value, bdim), 0)
 
 
-def _exchange_memory(value: Any, new: Tensor) -> bool:
+def _exchange_memory(value: Any, new: Any) -> bool:
     """Give a tensor other memory, and its base the same: autograd finds by strides what of the base is written to.
 
     Returns:
         False where its base would not be a strided tensor there; nothing is done.
     """
-    base = value._base
-    if base is not None:
-        strides = _strides_of_base(base, value, new)
-        if strides is None:
-            return False
-        base.data = new.as_strided(base.shape, strides)
-    value.data = new
+    (value, dims), (new, new_dims) = below_levels(value), below_levels(new)
+    if dims.keys() != new_dims.keys():
+        return False
+    with DisableTorchFunction():
+        own = iter([d for d in range(new.ndim) if d not in new_dims.values()])
+        level_at = {d: level for level, d in dims.items()}
+        new = new.permute([new_dims[level_at[d]] if d in level_at else next(own) for d in range(value.ndim)])
+        if (base := value._base) is not None:
+            strides = _strides_of_base(base, value, new)
+            if strides is None:
+                return False
+            base.data = new.as_strided(base.shape, strides)
+        value.data = new
     return True
 
 

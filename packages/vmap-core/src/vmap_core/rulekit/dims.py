@@ -121,7 +121,7 @@ def _leading(args: Sequence[Any], in_dims: Sequence[Any], rank: int) -> int | No
     if bdim is None or first.ndim <= rank:
         return None
     sizes = zip(first.shape, first.stride(), strict=True)
-    return bdim if all((n > 1 and s) or d == bdim for d, (n, s) in enumerate(sizes)) else None
+    return bdim if all(s and (n > 1 or d == bdim) for d, (n, s) in enumerate(sizes)) else None
 
 
 def lie_alike(tensors: Sequence[Any]) -> bool:

@@ -228,8 +228,8 @@ def linear(info, in_dims, x, weight, bias=None):
         if bdim is not None and (b_bdim is None or (bdim, b_bdim, bias.ndim, out.ndim) == (1, 0, 2, 3)):
             return out + bias, bdim
         out = ensure_bdim(out, bdim, info.batch_size)
-        bias = to_front(bias, b_bdim)
         if b_bdim is not None:
+            bias = samples_first(bias, b_bdim)
             bias = bias.reshape(bias.shape[0], *(1,) * (out.ndim - bias.ndim), *bias.shape[1:])
         return out + bias, 0
     x, w = ensure_bdim(x, x_bdim, info.batch_size), to_front(flipped, w_bdim)

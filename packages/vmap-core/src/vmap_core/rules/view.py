@@ -356,7 +356,7 @@ def _memory_of_one(x: Any, bdim: int) -> tuple[int, int]:
     end = start + sum((n - 1) * s for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
     base = x._base if type(x) is torch.Tensor else None
     if base is not None and base.is_contiguous() and base.numel() == x.shape[bdim] * step:
-        first = base.storage_offset()
+        first = int(base.storage_offset())
         if first <= start < end <= first + step:
             return first, first + step
     return start, max(start, end)

@@ -13,23 +13,30 @@ from ._samples import Levels
 Function = Callable[..., list[Tensor]]
 
 
-def loop(function: Function, tensors: list[Tensor], levels: Levels) -> list[Tensor]:
+def loop(function: Function, tensors: list[Tensor], levels: Levels, *, apart: bool = True) -> list[Tensor]:
     """Return the outputs of one call a sample, stacked in front; an empty list for an empty batch.
 
     Args:
         function: takes the tensors of one sample.
         tensors: physical tensors.
         levels: for each level, outermost first, the batch dim of every tensor, or None.
+        apart: whether samples are copies; else they lie as they do in the batch.
     """
     if not levels:
         return function(*tensors)
     dims, *inner = levels
     size = next(t.shape[d] for t, d in zip(tensors, dims, strict=True) if d is not None)
     samples = [
-        loop(function, [t if d is None else own(t.select(d, i)) for t, d in zip(tensors, dims, strict=True)], inner)
+        loop(function, [_sample(t, d, i, apart) for t, d in zip(tensors, dims, strict=True)], inner, apart=apart)
         for i in range(size)
     ]
     return [torch.stack(column) for column in zip(*samples, strict=True)] if samples else []
+
+
+def _sample(x: Tensor, dim: int | None, place: int, apart: bool) -> Tensor:
+    if dim is None:
+        return x
+    return own(x.select(dim, place)) if apart else x.select(dim, place)
 
 
 def own(sample: Tensor) -> Tensor:
