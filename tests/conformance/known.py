@@ -149,6 +149,10 @@ KNOWN: dict[str, Entry] = {
     "native_batch_norm": Entry(
         RUNNING, modes("one_argument mixed layout out", STATISTICS) | modes("nested", SHARED, STATISTICS)
     ),
+    "native_group_norm": Entry(
+        "PyTorch's kernel reads a weight or bias that is not contiguous as if it were; ours gives the right values",
+        modes("layout", VALUES),
+    ),
     "nn.functional.batch_norm": Entry(
         RUNNING, modes("one_argument mixed layout", STATISTICS) | modes("nested", SHARED, STATISTICS)
     ),
