@@ -35,8 +35,9 @@ def binary_cross_entropy(info, in_dims, x, target, weight=None, reduction=1):
 @pack.composite(aten.huber_loss.default)
 def huber_loss(x, target, reduction=1, delta=1.0):
     """(*), (*) -> (*) or (), in the dtype of the first."""
-    z = (x - target.to(torch.promote_types(x.dtype, target.dtype))).abs()
-    return reduce(torch.where(z <= delta, 0.5 * z * z, delta * (z - 0.5 * delta)).to(x.dtype), reduction)
+    d = x - target.to(torch.promote_types(x.dtype, target.dtype))
+    far = d.abs()  # it has no part in the square: its slope at zero would make the second derivative there zero
+    return reduce(torch.where(far <= delta, 0.5 * d * d, delta * (far - 0.5 * delta)).to(x.dtype), reduction)
 
 
 @pack.composite(aten.soft_margin_loss.default)

@@ -22,6 +22,17 @@ def test_huber_loss(x, reduction):
         check_call(lambda x, y: F.soft_margin_loss(x, y, reduction=reduction), x, target, dtypes=(), gradients=False)
 
 
+@pytest.mark.parametrize("loss", [F.huber_loss, F.smooth_l1_loss, F.soft_margin_loss, F.mse_loss])
+def test_second_derivatives_where_the_formula_changes(loss):
+    def f(x, y):
+        x = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(x, y, reduction="sum"), x, create_graph=True)
+        return torch.autograd.grad((g * torch.arange(5)).sum(), x)[0]
+
+    x, y = torch.tensor([0.0, 1.0, -1.0, 2.0, -0.5]), torch.zeros(2, 5)
+    torch.testing.assert_close(vmap(f, in_dims=(None, 0))(x, y), torch.stack([f(x, row) for row in y]))
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("x", [X, X[0], X[:1]], ids=["matrix", "row", "one row"])
 def test_multilabel_margin_loss(x, reduction):
