@@ -101,7 +101,13 @@ def apart(seconds: float, run: Any) -> int:
 
 
 def tests_of(fault: Fault, seen: dict[str, Any]) -> list[str]:
-    """Return the tests that run a fault's line, the quick ones first; of a line outside functions, those of its file."""
+    """Return the tests that run a fault's line, the quick ones first; of a line outside functions, those of its file.
+
+    Where it was not found out which do, those in the test file of its source.
+    """
+    if not seen:
+        member = next(folder for folder in fault.file.parents if (folder / "tests").is_dir())
+        return [str(test) for test in (member / "tests").rglob(f"test_{fault.file.stem.lstrip('_')}.py")]
     lines, seconds = seen["lines"], seen["seconds"]
     name = str(fault.file.relative_to(ROOT))
     found = {}
@@ -149,14 +155,15 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="faults, drawn at random; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--map", default=".mutation.json", help="which tests run which line; made where it is missing")
+    parser.add_argument("--own", action="store_true", help="run the test file of the source instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     # loaded once, and not by each process
     from torch.testing._internal import common_methods_invocations  # noqa: F401
 
-    if not Path(options.map).exists():
+    if not options.own and not Path(options.map).exists():
         look(Path(options.map).resolve(), [f for group in GROUPS for f in files_of(group)])
-    seen = json.loads(Path(options.map).read_text())
+    seen = {} if options.own else json.loads(Path(options.map).read_text())
     faults = {
         group: [fault for f in files_of(group) if options.files in str(f) for fault in faults_of(f)]
         for group in options.groups

@@ -52,7 +52,13 @@ class Seen:
                 tests = self.lines.setdefault(f"{file}:{line}", [])
                 if len(tests) < MOST:
                     tests.append(item.nodeid)
+            if len(self.seconds) % 100 == 0:  # so that not all is lost where it is broken off
+                self.write()
 
     def pytest_sessionfinish(self) -> None:
         """Write it all down."""
+        self.write()
+
+    def write(self) -> None:
+        """Write down what is known so far."""
         self.out.write_text(json.dumps({"lines": self.lines, "seconds": self.seconds}))

@@ -37,7 +37,7 @@ def huber_loss(x, target, reduction=1, delta=1.0):
     """(*), (*) -> (*) or (), in the dtype of the first."""
     d = x - target.to(torch.promote_types(x.dtype, target.dtype))
     far = d.abs()  # it has no part in the square: its slope at zero would make the second derivative there zero
-    return reduce(torch.where(far <= delta, 0.5 * d * d, delta * (far - 0.5 * delta)).to(x.dtype), reduction)
+    return reduce(torch.where(far < delta, 0.5 * d * d, delta * (far - 0.5 * delta)).to(x.dtype), reduction)
 
 
 @pack.composite(aten.soft_margin_loss.default)
