@@ -174,6 +174,7 @@ def main() -> int:
     for group, fault in drawn:
         kind = judged(fault, seen)
         counts[group][kind] += 1
+        print(f"{sum(c.total() for c in counts.values())}: {kind}", file=sys.stderr, flush=True)
         if kind in ("not noticed", "not run"):
             print(f"{kind}: {fault.file.relative_to(ROOT)}:{fault.line}: {fault.kind}: {fault.said()}", flush=True)
     print(

@@ -47,6 +47,7 @@ CASES = {
     "as_tensor": lambda x, b, i: torch.as_tensor([b, i]),
     "as_tensor_dtype": lambda x, b, i: torch.as_tensor(x, dtype=torch.double),
     "asarray": lambda x, b, i: torch.asarray([b, b]),
+    "asarray_dtype": lambda x, b, i: torch.asarray(x, dtype=torch.double),
     "asarray_copy": lambda x, b, i: torch.asarray(x, copy=True),
     "scalar_tensor": lambda x, b, i: torch.scalar_tensor(i),
     "new_tensor": lambda x, b, i: x.new_tensor([b, 1]),

@@ -57,6 +57,7 @@ VIEWS = {
     "as_strided of a part": (lambda x: x[1].as_strided((2,), (1,)) + x.clone()[1].as_strided((3,), (1,), 0)[:2], V),
     "alias": (lambda x: torch.ops.aten.alias(x), M),
     "view_as_real": (lambda x: torch.view_as_real(x), C),
+    "view_as_complex of a pair": (lambda x: torch.view_as_complex(x), X[0, 0, :2].clone()),
     "view_as_complex": (lambda x: torch.view_as_complex(x), X[..., :2].contiguous()),
     "real": (lambda x: x.real, C),
     "imag": (lambda x: x.imag, C),
@@ -67,7 +68,14 @@ VIEWS = {
 OVERLAPPING = {"expand", "expand, -1", "expand_as", "unfold"}  # PyTorch writes to none of these
 COPIES = {"narrow from a place"}
 # What the memory of a sample must allow, which in a batch whose last dim is mapped it does not, in the loop neither.
-OF_MEMORY = {"as_strided", "as_strided of a part", "view_as_complex", "view of bytes", "view of more bytes"}
+OF_MEMORY = {
+    "as_strided",
+    "as_strided of a part",
+    "view_as_complex",
+    "view_as_complex of a pair",
+    "view of bytes",
+    "view of more bytes",
+}
 
 
 def places(name):
