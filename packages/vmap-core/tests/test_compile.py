@@ -336,3 +336,19 @@ def test_a_compiled_function_inside_runs_as_it_is():
     torch.testing.assert_close(vmap(compiled)(x), x.sin().sum(1))
     assert vmap(vmap(lambda x: compiled(x) + x))(x[:, :, None]).shape == (4, 3, 1)
     torch.testing.assert_close(compiled(x), x.sin().sum())  # and is compiled outside
+
+
+def test_an_argument_that_requires_a_gradient_only_after_the_run():
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def f(x):
+        x.mul_(weight)
+        return x + 1
+
+    run = vmap_core.compile(vmap(f))
+    for value in (1.0, 2.0, 3.0):
+        x = torch.full((3, 2), value)
+        out = run(x)
+        assert torch.equal(x, torch.full((3, 2), 2 * value)) and x.requires_grad
+        assert torch.equal(out, x + 1) and torch.autograd.grad(out.sum(), weight)[0] == 6 * value
+    assert run.cache_info().misses == 1

@@ -78,6 +78,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: Any, strict: bool) -> tu
         return error, func(*args, **kwargs)
     names = _names(func, args, kwargs, leaves)
     aliases = [recorder.add_input(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+    recorder.look_at_inputs()
     own_args, own_kwargs = tree.unflatten(spec, iter(aliases))
     with Kernels(recorder), Calls(recorder):
         out = func(*own_args, **own_kwargs)

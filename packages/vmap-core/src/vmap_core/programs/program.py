@@ -16,7 +16,6 @@ from ..levels import tree
 from ..levels.tensor import BatchedTensor
 from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.fx_source import drop_source_with
-from ..torch_compat.tensors import tensor_check
 from ..torch_compat.versions import FX_WRAPPING
 from .backends import hand_over
 from .recorder import Recorder
@@ -41,14 +40,14 @@ class Program:
         """Take over what has been recorded; `capture` does."""
         self.name = name
         self.captured = [x for x, _ in recorder.captured]
-        self.check = tensor_check([x for x in recorder.inputs if isinstance(x, Tensor)])
+        self.check = recorder.check
         self.tensor_names = [f"x{i}" for i, x in enumerate(recorder.inputs) if isinstance(x, Tensor)]
         self.leaves = [None if isinstance(x, Tensor) else x for x in recorder.inputs]  # alive, as their ids are known
         self.spec = spec
         args_spec, kwargs_spec = spec[2]
         self.unpack = unpacker(spec)
         self.flat = not kwargs_spec[2] and all(child is None for child in args_spec[2])  # the leaves are the arguments
-        self._traits = [traits(x) for x in recorder.inputs]
+        self._traits = recorder.traits
         self._ambient = ambient()
         self.captured_traits = [captured_traits(x) for x in self.captured]
         self.out_spec = out_spec

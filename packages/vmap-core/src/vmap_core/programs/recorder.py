@@ -23,8 +23,10 @@ from ..levels.randomness import generators
 from ..torch_compat import autocast
 from ..torch_compat.dispatcher import WithoutDispatchKeys
 from ..torch_compat.operators import RANDOM, OpOverload
+from ..torch_compat.tensors import tensor_check
 from ..torch_compat.versions import TENSOR_PRINTING
 from . import spelling
+from .traits import traits
 from .values import Values, layout_of, state_of_grad, storage_of, tensors_of
 
 aten = torch.ops.aten
@@ -66,6 +68,8 @@ class Recorder(Values):
         failure: why the run could not be captured, if it could not.
         paused: whether what runs is of no interest (it is shown to a reader).
         applied: for each autograd.Function, what the graph calls.
+        traits: of what kind the inputs were before the run.
+        check: tells whether tensors are of the inputs' kind.
     """
 
     def __init__(self, strict: bool) -> None:
@@ -77,6 +81,11 @@ class Recorder(Values):
         self.applied: dict[Any, Callable[..., Any]] = {}
         self._running: Call | None = None
         self._states = {torch.default_generator: torch.default_generator.get_state()}
+
+    def look_at_inputs(self) -> None:
+        """Note of what kind the inputs are, before the run: what requires a gradient may be written to one."""
+        self.traits = [traits(x) for x in self.inputs]
+        self.check = tensor_check([x for x in self.inputs if isinstance(x, Tensor)])
 
     def fail(self, error: CaptureError) -> None:
         """Stop recording: raise, or remember why and let the run go on."""

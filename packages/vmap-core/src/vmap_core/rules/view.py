@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..dispatch.gathered import gathered
+from ..levels.recording import current
 from ..rulekit.by_shape import by_shape
 from ..rulekit.dims import physical_dim, physical_dims, to_front, wrap_dim
 from ..rulekit.rule import Rule, RuleFunction, RulePack, may_return_self
@@ -354,7 +355,7 @@ def _memory_of_one(x: Any, bdim: int) -> tuple[int, int]:
     """Return where the memory of the first sample begins and ends: of all that it is a view of, where that is known."""
     step, start = x.stride(bdim), x.storage_offset()
     end = start + sum((n - 1) * s for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != bdim) + 1
-    base = x._base if type(x) is torch.Tensor else None
+    base = x._base if type(x) is torch.Tensor and current() is None else None
     if base is not None and base.is_contiguous() and base.numel() == x.shape[bdim] * step:
         first = int(base.storage_offset())
         if first <= start < end <= first + step:
