@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.calls import check_call, check_refused
+from vmap_core import vmap
 
 A = torch.linspace(-2, 2, 24).sin().reshape(2, 3, 4)
 B = torch.linspace(-1, 3, 40).cos().reshape(2, 4, 5)
@@ -133,3 +135,15 @@ def test_dtypes_of_mixed_operands():
     check_call(lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=1.5), n @ n.T, n, n.T, dtypes=())
     check_call(torch.inner, V[0].double(), A, dtypes=(), gradients=False)
     check_call(torch.addr, M.double(), U, V, dtypes=(), gradients=False)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_linear_by_one_weight_expanded_wherever_its_batch_dim_is(dim):
+    weight, bias, x = torch.randn(3, 4, requires_grad=True), torch.randn(3), torch.randn(5, 2, 4)
+    for biases in (None, bias.expand(5, 3)):
+        expanded = weight.expand(5, 3, 4).movedim(0, dim)
+        got = vmap(F.linear, in_dims=(0, dim, None if biases is None else 0))(x, expanded, biases)
+        expected = F.linear(x, weight, None if biases is None else bias)
+        torch.testing.assert_close(got, expected)
+        totals = (got.square().sum(), expected.square().sum())
+        torch.testing.assert_close(*(torch.autograd.grad(t, weight)[0] for t in totals))
