@@ -19,13 +19,14 @@ from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
 from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
-from .levels.layout import mapped, same_storage, settled
+from .levels.layout import mapped, same_storage, sample_layout, settled, storage_of
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
-from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
+from .levels.ownership import fresh, leaf_level, make_leaf, own_samples, promote, requires_grad_, shared, was_made_inside
+from .levels.pieces import Piece, gradients
 from .levels.read import every_sample
 from .levels.recording import current as current_recorder
-from .levels.sharing import values_around
+from .levels.sharing import is_refused, refuse_writes, values_around
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
@@ -70,6 +71,7 @@ __all__ = [
     "Level",
     "OpaqueCodeError",
     "Patch",
+    "Piece",
     "Product",
     "Rule",
     "RulePack",
@@ -97,8 +99,11 @@ __all__ = [
     "exchanged",
     "expand_dims",
     "find",
+    "fresh",
+    "gradients",
     "hookimpl",
     "is_expanded",
+    "is_refused",
     "known_as_swapped",
     "leaf_level",
     "leaves",
@@ -125,6 +130,7 @@ __all__ = [
     "promote",
     "promote_like_samples",
     "reduction",
+    "refuse_writes",
     "register",
     "report",
     "requires_grad_",
@@ -134,10 +140,13 @@ __all__ = [
     "run_lowered",
     "run_rule",
     "same_storage",
+    "sample_layout",
     "sequential",
     "sequential_vmap",
     "settled",
+    "shared",
     "shows_samples",
+    "storage_of",
     "swapped",
     "taken_off",
     "to_front",
@@ -146,6 +155,7 @@ __all__ = [
     "unwrap",
     "user_location",
     "values_around",
+    "was_made_inside",
     "without_autocast_cache",
     "without_modes",
     "wrap",

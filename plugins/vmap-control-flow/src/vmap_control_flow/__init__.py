@@ -3,8 +3,9 @@
 from vmap_core.extend import RulePack, hookimpl
 
 from . import operators
+from .python import split
 
-__all__ = ["vmap_rules"]
+__all__ = ["split", "vmap_rules"]
 
 
 @hookimpl

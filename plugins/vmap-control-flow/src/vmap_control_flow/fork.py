@@ -114,7 +114,17 @@ class Fork:
     def _wrapped(self, parts: tuple[Any, ...], back: Any) -> Any:
         if not isinstance(parts[0], torch.Tensor):
             return parts[0]
-        out: Any = torch.cat(parts).index_select(0, back)
+        return self._of_levels(torch.cat(parts).index_select(0, back))
+
+    def as_levels(self, value: Any) -> Any:
+        """Return results at the level of all samples as those of the levels."""
+        leaves, spec = tree_flatten(value)
+        every = self.all
+        return tree_unflatten(
+            [self._of_levels(rows_of(every, x)) if isinstance(x, torch.Tensor) else x for x in leaves], spec
+        )
+
+    def _of_levels(self, out: Any) -> Any:
         out = out.reshape(*self.sizes, *out.shape[1:])
         for level in self.levels:
             out = make_batched(out, 0, level)

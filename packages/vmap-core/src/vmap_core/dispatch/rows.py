@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..levels.containers import LEAVES, map_leaves
-from ..levels.layout import below_levels, storage_of
+from ..levels.layout import below_levels
 from ..levels.level import Level
 from ..levels.ownership import shared
+from ..levels.sharing import refuse_writes
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.dims import ensure_bdim
 from ..rulekit.rule import Table, TableLike
@@ -34,7 +35,7 @@ def rows_level(levels: Sequence[Level], places: Sequence[Any]) -> Level:
     for other, where in zip(levels, places, strict=True):
         rows.update({further: its[where] for further, its in other.rows.items()})
         rows[other] = where
-    level.rows, level.narrowed, level.seen = rows, {}, set()
+    level.rows, level.narrowed, level.seen, level.part = rows, {}, set(), inner.part
     return level
 
 
@@ -73,8 +74,9 @@ def narrow(level: Level, x: Any) -> Any:
         own, bdim = list(dims.values()), 0
         value = value.permute(*own, *(d for d in range(value.ndim) if d not in own))[tuple(places)]
     out = make_batched(value, bdim, level)
-    assert level.seen is not None
-    level.seen.add(storage_of(out))
+    refuse_writes(level, [out])
+    if level.met is not None:
+        level.met(x)
     level.narrowed[id(x)] = (x, x._value, out)  # x itself, so that its id stays its own
     return out
 

@@ -1,0 +1,376 @@
+"""Groups of samples on their way through a function: they part where their answers differ, and meet at the same step.
+
+The group at the lowest step goes first, so that others can reach the step where they meet. A group is a level of its own; it has
+its own variables, memory, lists and objects. What the mapped function still has from before they parted is written back at the end.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from vmap_core import InplaceError
+from vmap_core.extend import BatchedTensor, Level, promote, refuse_writes, rows_level, storage_of, user_location
+
+from .lowering import MARK
+from .parting import Part, Results, Returned
+from .program import Program, with_code
+from .structure import Copier, contents, fill, part_of, signature, tensors_in, together
+
+
+@dataclass
+class Copy:
+    """A tensor of a group that is a copy of some samples of one from before the groups parted.
+
+    Attributes:
+        of: that tensor.
+        now: the group's.
+        samples: which samples of that one it holds.
+        places: which samples of the group they are.
+    """
+
+    of: Any
+    now: Any
+    samples: Any
+    places: Any
+    was_written: bool = False
+    before: Any = None
+
+    def __post_init__(self) -> None:
+        self.before = (self.now._value, self.now._value._version)
+
+    @property
+    def written(self) -> bool:
+        """Whether it has been written to."""
+        value, version = self.before
+        return self.was_written or self.now._value is not value or value._version != version
+
+
+@dataclass
+class Group:
+    """Some of the samples.
+
+    Attributes:
+        level: theirs.
+        places: which samples they are of those that there are (n).
+        step: the one that comes.
+        variables: by name.
+        outer: its own of the objects from around the function.
+        copies: what is to be written back.
+    """
+
+    level: Level
+    places: Any
+    step: int
+    variables: dict[str, Any]
+    outer: list[Any]
+    copies: list[Copy] = field(default_factory=list)
+
+
+class Machine:
+    """Runs a program for all samples of a level, or of several, from a step at which they differ."""
+
+    def __init__(self, program: Program, func: FunctionType, helpers: dict[str, Any], base: Level, shared: set[int]) -> None:
+        """Prepare it.
+
+        Args:
+            program: of the function.
+            func: the function.
+            helpers: what its steps call (see `calls`).
+            base: the level of all samples.
+            shared: the ids of objects that groups have in common.
+        """
+        self.program, self.func, self.helpers, self.base, self.shared = program, func, helpers, base, shared
+        self.waiting: dict[int, list[Group]] = {}
+        self.again: list[Group] = []  # have parted at a step, which they do again
+        self.done: list[tuple[Group, Any]] = []
+        self.code: dict[Any, tuple[Callable[..., Any], list[str], int]] = {}
+
+    def run(self, step: int, variables: dict[str, Any], outer: list[Any], part: Part | None = None) -> Any:
+        """Return what the function returns for all samples.
+
+        Args:
+            step: the first one.
+            variables: their values there.
+            outer: objects from around the function that groups have their own of; they are as these left them at the end.
+            part: by what samples part at once.
+
+        Raises:
+            Results: groups return what cannot be one.
+        """
+        self.outer = outer
+        first = Group(self.base, torch.arange(self.base.batch_size), step, variables, outer)
+        if part is None:
+            self.put(first)
+        else:
+            self.part_and_repeat(first, part)
+        while self.waiting or self.again:
+            if self.again:
+                self.compute(self.again.pop())
+                continue
+            lowest = min(self.waiting)
+            for group in self.met(self.waiting.pop(lowest)):
+                self.go_on(group)
+        return self.finished()
+
+    def put(self, group: Group) -> None:
+        """Let a group wait at its step."""
+        steps = self.program.steps
+        while steps[group.step].kind == "jump":
+            group.step = steps[group.step].targets[0].step
+        self.waiting.setdefault(group.step, []).append(group)
+
+    def go_on(self, group: Group) -> None:
+        """Run a group up to the next place where it can meet others or part."""
+        step = self.program.steps[group.step]
+        if step.kind == "return":
+            self.done.append((group, self._value(step.node, group)))
+        elif step.kind == "branch":
+            answer = self._value(step.node, group)
+            try:
+                with group.level.pushed():
+                    hit = bool(answer)
+            except Part as part:
+                for new in self.parts(group, part, lambda answer: step.targets[0 if answer else 1].step):
+                    self.put(new)
+            else:
+                self.jump(group, step.targets[0 if hit else 1].step)
+        else:
+            self.compute(group)
+
+    def jump(self, group: Group, step: int) -> None:
+        """Send a group on to a step."""
+        group.step = step
+        self.put(group)
+
+    def compute(self, group: Group) -> None:
+        """Run the steps up to the next branch or meeting place."""
+        live = self.program.live[group.step]
+        missing = frozenset(live - group.variables.keys())
+        key = (group.step, missing)
+        found = self.code.get(key)
+        if found is None:
+            code, names, end = self.program.part(*key)
+            found = self.code[key] = (with_code(code, self.func, self.helpers), names, end)
+        run, names, end = found
+        values = [group.variables[name] for name in names]
+        try:
+            with group.level.pushed():
+                variables = run(*values)
+        except Part as part:
+            group.step, group.variables = place_of(part, run, self.program)
+            self.part_and_repeat(group, part)
+        else:
+            group.variables = variables
+            self.jump(group, end)
+
+    def parts(self, group: Group, part: Part, to: Callable[[Any], int]) -> Iterator[Group]:
+        """Yield the samples of a group by their answers, at the step that each answer leads to."""
+        if part.level is not group.level or part.answers is None:
+            raise part.as_error("it depends on the samples of another vmap, which it did not at first") from None
+        for rows in part.groups():
+            answer = part.answers[rows[0]]
+            yield self.narrowed(group, torch.tensor(rows), to(answer), group.variables)
+
+    def part_and_repeat(self, group: Group, part: Part) -> None:
+        """Let the samples of a group part at its step, which they do again; or which has returned what they go on with."""
+        if isinstance(part, Results) and part.level is group.level:
+            target = target_of(self.program.steps[group.step].node)
+            for one in part.returned:
+                new = self.narrowed(group, one.places, group.step + 1, group.variables)
+                if target is not None:
+                    every = torch.arange(len(one.places))
+                    value, _ = part_of({target: one.value}, one.level, new.level, every, self.shared)
+                    new.variables.update(value)
+                self.put(new)
+            return
+        self.again += self.parts(group, part, lambda _: group.step)
+
+    def narrowed(self, group: Group, rows: Any, step: int, variables: dict[str, Any]) -> Group:
+        """Return some of the samples of a group as one."""
+        level = self.level_of(group.places[rows])
+        variables = self.used(step, variables)
+        new, became = part_of({**variables, "": group.outer}, group.level, level, rows, self.shared)
+        copies = []
+        where = torch.full((group.level.batch_size,), -1)
+        where[rows] = torch.arange(len(rows))
+        for copy in group.copies:
+            places = where[copy.places]
+            kept = places >= 0
+            if not kept.any():
+                continue
+            now = became.get(id(copy.now))
+            if now is not None:
+                copies.append(Copy(copy.of, now, copy.samples[kept], places[kept], copy.written))
+            elif copy.written:
+                self.write_back(copy, kept)
+        if group.level is self.base:
+            every = torch.arange(len(rows))
+            for x in _by_id(variables, group.outer, self.shared):
+                now = became.get(id(x))
+                if type(x) is BatchedTensor and now is not None and _can_be_written(x):
+                    copies.append(Copy(x, now, rows, every))
+        out = Group(level, group.places[rows], step, new, new.pop(""), copies)
+        level.met = lambda x: self.met_outside(out, x)
+        return out
+
+    def used(self, step: int, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the variables that may be used from a step on."""
+        live = self.program.live[step]
+        return {name: x for name, x in variables.items() if name in live}
+
+    def level_of(self, places: Any) -> Level:
+        """Return a level for some of the samples."""
+        level = rows_level([self.base], [places])
+        level.part = self.base.part
+        return level
+
+    def met(self, groups: list[Group]) -> list[Group]:
+        """Join the groups that wait at one step, as far as their variables can be one."""
+        if len(groups) == 1:
+            return groups
+        alike: dict[Any, list[Group]] = {}
+        for group in groups:
+            group.variables = {**self.used(group.step, group.variables), "": group.outer}
+            alike.setdefault(signature(group.variables, group.level, self.shared), []).append(group)
+        return [self.joined(found) for found in alike.values()]
+
+    def joined(self, groups: list[Group]) -> Group:
+        """Return groups of one signature as one; their variables hold ``outer``, by the name ""."""
+        if len(groups) == 1:
+            groups[0].outer = groups[0].variables.pop("")
+            return groups[0]
+        places = torch.cat([g.places for g in groups])
+        level = self.level_of(places)
+        levels = [g.level for g in groups]
+        variables, became = together([g.variables for g in groups], levels, level, self.shared)
+        copies, start = [], 0
+        for group, new in zip(groups, became, strict=True):
+            for copy in group.copies:
+                now = new.get(id(copy.now))
+                if now is not None:
+                    copies.append(Copy(copy.of, now, copy.samples, copy.places + start, copy.written))
+                elif copy.written:
+                    self.write_back(copy)
+            start += group.level.batch_size
+        out = Group(level, places, groups[0].step, variables, variables.pop(""), copies)
+        level.met = lambda x: self.met_outside(out, x)
+        return out
+
+    def met_outside(self, group: Group, x: Any) -> None:
+        """Look at a tensor from before the groups parted that one of them has met, in an object or an outer function."""
+        storage = storage_of(x)
+        for copy in group.copies:
+            if storage_of(copy.of) == storage:
+                if copy.written:
+                    raise InplaceError(
+                        f"vmap: a tensor of logical shape {tuple(x.shape)}, used at {user_location()}, shares memory with one that samples "
+                        f"which have parted have written to; what they wrote is not in it yet. Instead: write to a copy (clone())."
+                    )
+                refuse_writes(group.level, [copy.now])
+
+    def write_back(self, copy: Copy, which: Any = slice(None)) -> None:
+        """Write to a tensor from before the groups parted what a group has written to its copy."""
+        samples, places, x, now = copy.samples[which], copy.places[which], copy.of, copy.now
+        if x._bdim is None:
+            promote(self.base, x, "a write to some of its samples")
+        new = now._value if now._bdim is None else now._value.movedim(now._bdim, 0).index_select(0, places.to(now._value.device))
+        new = new.expand(len(samples), *new.shape) if now._bdim is None else new
+        value = x._value
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (value.requires_grad and value.is_leaf)):
+            value.index_copy_(x._bdim, samples.to(value.device), new.movedim(0, x._bdim))
+
+    def _value(self, node: ast.expr, group: Group) -> Any:
+        if isinstance(node, ast.Name):
+            return group.variables[node.id]
+        assert isinstance(node, ast.Constant)
+        return node.value
+
+    def finished(self) -> Any:
+        """Return the results of all samples."""
+        alike: dict[Any, list[Group]] = {}
+        for group, value in self.done:
+            for copy in group.copies:
+                if copy.written:
+                    self.write_back(copy)
+            if group.level is self.base:
+                return value
+            group.copies, group.variables = [], {"value": value, "": group.outer}
+            alike.setdefault(signature(group.variables, group.level, self.shared), []).append(group)
+        groups = [self.joined(found) for found in alike.values()]
+        if len(groups) > 1:
+            for group in groups:
+                self.check_outer(group)
+            raise Results(self.base, [Returned(g.level, g.places, g.variables["value"]) for g in groups], self.program.name)
+        (group,) = groups
+        variables = {"value": group.variables["value"], "": group.outer}
+        variables, _ = part_of(variables, group.level, self.base, group.places.argsort(), self.shared)
+        return restored(variables["value"], self.outer, variables[""], self.shared)
+
+    def check_outer(self, group: Group) -> None:
+        """Raise if an object from around the function has become another one in a group; in others it may have become yet another."""
+
+
+def restored(value: Any, outer: Sequence[Any], new: Sequence[Any], shared: set[int]) -> Any:
+    """Let objects from around a function be what they have become; return its result, which may name them."""
+    copier = Copier({id(n): old for n, old in zip(new, outer, strict=True)}, lambda k: k, shared)
+    inside = [[copier(x) for x in contents(n)[1]] for n in new]  # type: ignore[index]
+    for old, n, values in zip(outer, new, inside, strict=True):
+        (old.__dict__ if hasattr(old, "__dict__") and not isinstance(old, dict) else old).clear()
+        fill(old, n, values)
+    return copier(value)
+
+
+def target_of(node: Any) -> str | None:
+    """Return the variable that a step stores its result in; None if it drops it."""
+    return node.targets[0].id if isinstance(node, ast.Assign) else None
+
+
+def _by_id(variables: dict[str, Any], outer: Any, shared: set[int]) -> list[Any]:
+    seen: dict[int, Any] = {}
+    tensors_in([*variables.values(), outer], shared, seen)
+    return list(seen.values())
+
+
+def _can_be_written(x: Any) -> bool:
+    return x._bdim is not None or x._origin is not None
+
+
+def place_of(part: Part, run: Any, program: Program) -> tuple[int, dict[str, Any]]:
+    """Return the step at which samples part, and the variables there.
+
+    Raises:
+        DataDependentError: they cannot part there.
+    """
+    trace = part.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not run.__code__:
+        trace = trace.tb_next
+    assert trace is not None
+    variables = dict(trace.tb_frame.f_locals)
+    step = variables.pop(MARK)
+    why = program.refused or program.steps[step].whole or between(part, trace.tb_next)
+    part.__traceback__ = None
+    if why:
+        raise part.as_error(f"{program.name}: {why}") from None
+    return step, variables
+
+
+_OWN = __name__.partition(".")[0]
+_TORCHS = {"torch._tensor", "torch.functional", "torch.nn.functional", "torch.overrides", "torch._ops"}
+
+
+def between(part: Part, trace: Any) -> str:
+    """Say why a step cannot be run again for each group: code that it calls is half run. "" if it can."""
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        ours = name.startswith(_OWN) or (name.partition(".")[0] == "vmap_core" and not isinstance(part, Results))
+        if not ours and (name not in _TORCHS or isinstance(part, Results)):
+            code = trace.tb_frame.f_code
+            return f"{code.co_name}, called there, cannot be run in steps"
+        trace = trace.tb_next
+    return ""

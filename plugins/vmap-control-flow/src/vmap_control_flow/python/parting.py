@@ -1,0 +1,101 @@
+"""What is raised where samples have different answers to a question that has one: they have to part there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vmap_core import DataDependentError
+from vmap_core.extend import BatchedTensor, Level, make_batched, user_location
+
+
+class Part(BaseException):
+    """Samples have different answers. No ``Exception``, so that no ``except`` of the user's takes it for one.
+
+    Attributes:
+        level: the level whose samples differ.
+        answers: what each of its samples has; None where samples of a level further out differ, too.
+        what: what asks.
+        of: a tensor that depends on the levels which the answers depend on.
+    """
+
+    def __init__(
+        self, level: Level, answers: list[Any] | None, what: str, of: Any = None, error: Callable[[], Exception] | None = None
+    ) -> None:
+        super().__init__(what)
+        self.level, self.answers, self.what, self._error = level, answers, what, error
+        self.of = make_batched(torch.empty(level.batch_size), 0, level) if of is None else of
+
+    def groups(self) -> list[list[int]]:
+        """Return the samples by their answer."""
+        found: dict[Any, list[int]] = {}
+        assert self.answers is not None
+        for i, answer in enumerate(self.answers):
+            found.setdefault(_key(answer), []).append(i)
+        return list(found.values())
+
+    def as_error(self, why: str = "") -> Exception:
+        """Return the error that it is where samples cannot part."""
+        text = f"  Samples cannot part here (control_flow='split'): {why}." if why else ""
+        if self._error is not None:
+            error = self._error()
+            return type(error)(f"{error}\n{text}" if text else str(error))
+        return DataDependentError(
+            f"vmap: {self.what} differs from sample to sample, at {user_location()}, in vmap of {self.level.name!r}.\n{text}"
+        )
+
+
+def raise_part(level: Level, rows: Any, what: str, error: Callable[[], Exception]) -> None:
+    """Let samples part: what a level is given as its ``part``.
+
+    Args:
+        level: whose samples differ.
+        rows: their answers (n, *), a physical tensor.
+        what: what asks.
+        error: makes the error that it is where they cannot.
+    """
+    answers = None if type(rows) is BatchedTensor else rows.reshape(rows.shape[0], -1).tolist()
+    if answers is not None and rows.numel() == rows.shape[0]:
+        answers = [a for (a,) in answers]
+    raise Part(level, answers, what, make_batched(rows, 0, level), error)
+
+
+@dataclass
+class Returned:
+    """What a group of samples has returned.
+
+    Attributes:
+        level: the group's.
+        places: which samples they are.
+        value: the result.
+    """
+
+    level: Level
+    places: Any
+    value: Any
+
+
+class Results(Part):
+    """Groups of samples have returned what cannot be one: their caller's samples part.
+
+    Attributes:
+        returned: the groups' results.
+    """
+
+    def __init__(self, level: Level, returned: Sequence[Returned], name: str) -> None:
+        answers: list[Any] = [0] * level.batch_size
+        for n, one in enumerate(returned):
+            for i in one.places.tolist():
+                answers[i] = n
+        super().__init__(level, answers, f"the structure, shape or type of what {name} returns")
+        self.returned = returned
+
+
+def _key(answer: Any) -> Any:
+    """Return what is the same where Python would see the same: 1, 1.0 and True are not, nor are 0.0 and -0.0."""
+    if isinstance(answer, list | tuple):
+        return (type(answer), *map(_key, answer))
+    return type(answer), repr(answer) if isinstance(answer, float | complex) else answer
