@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import linecache
 import random
+import signal
 import sys
 from typing import Any
 
@@ -126,7 +127,12 @@ def function(source: str, name: str) -> Any:
 
 
 class _Slow(BaseException):
-    pass
+    """A program takes too long."""
+
+
+def late(*_: Any) -> None:
+    """Stop a program: a handler of ``SIGALRM``."""
+    raise _Slow
 
 
 def outcome(f: Any, size: int, seed: int, mapped: bool) -> Any:
@@ -158,10 +164,15 @@ def outcome(f: Any, size: int, seed: int, mapped: bool) -> Any:
 
 
 def verdict(seed: int, size: int = 9) -> tuple[str, str]:
-    """Return how a program ends: "equal", "DIFFERENT", "refused ...", "raises" (the loop does); and its source."""
+    """Return how a program ends: "equal", "DIFFERENT", "refused ...", "raises" (the loop does, or takes too long); and its source."""
     source = Writer(seed).source()
     f = function(source, str(seed))
-    expected = outcome(f, size, seed, mapped=False)
+    signal.alarm(4)
+    try:
+        expected = outcome(f, size, seed, mapped=False)
+    except _Slow as e:
+        expected = ValueError(e)
+    signal.alarm(30)
     if isinstance(expected, Exception):
         return "raises", source
     found = outcome(f, size, seed, mapped=True)
@@ -178,16 +189,10 @@ def verdict(seed: int, size: int = 9) -> tuple[str, str]:
 
 def main(first: int, last: int) -> None:
     """Run seeds, and print what they come to."""
-    import signal
-
-    def late(*_: Any) -> None:
-        raise _Slow
-
     signal.signal(signal.SIGALRM, late)
     counts: collections.Counter[str] = collections.Counter()
     examples: dict[str, list[int]] = collections.defaultdict(list)
     for seed in range(first, last):
-        signal.alarm(20)
         try:
             found, _ = verdict(seed)
         except _Slow:

@@ -16,7 +16,7 @@ from vmap_core.extend import BatchedTensor, Level, current_levels, make_batched,
 from ..fork import Fork
 from . import lowering
 from .machine import Machine, place_of
-from .numbers import KEEPS, PURE, PerSample, elementwise, first_of, holds, item, number, per_sample
+from .numbers import KEEPS, PURE, PerSample, beside, elementwise, first_of, holds, item, number, per_sample
 from .parting import Part, raise_part
 from .program import Program, program_of, with_code
 from .source import NotSplitError
@@ -161,7 +161,7 @@ def _resumed(
 ) -> Any:
     level = current_levels()[-1]
     shared, outer = _outside(f, args)
-    at_once = part if part.answers is not None and part.level is level else None
+    at_once = part if part.rows is not None and part.level is level else None
     with taken_off([level]):
         _, dims = physical_with_dims(part.of)
         if [x for x, bdim in dims if bdim is not None] == [level]:
@@ -291,6 +291,8 @@ def put(x: Any, index: Any, value: Any) -> None:
     """Do ``x[index] = value``."""
     if isinstance(x, torch.Tensor) and holds(index):
         index = _indices(index, x.device)
+    if type(value) is PerSample and isinstance(x, torch.Tensor):
+        _, value = beside(None, x, value) or (x, value)
     x[index] = value
 
 

@@ -31,7 +31,7 @@ class Copy:
         of: that tensor.
         now: the group's.
         samples: which samples of that one it holds.
-        places: which samples of the group they are.
+        places: which samples of the group they are; None for all.
     """
 
     of: Any
@@ -49,6 +49,21 @@ class Copy:
         """Whether it has been written to."""
         value, version = self.before
         return self.was_written or self.now._value is not value or value._version != version
+
+    def at(self, rows: Any, size: int) -> tuple[Any, Any]:
+        """Return which samples it holds of some of the group's, and where they are among these; None for none.
+
+        Args:
+            rows: which of the group's samples (n).
+            size: how many the group has.
+        """
+        if self.places is None:
+            return self.samples[rows], None
+        where = torch.full((size,), -1)
+        where[rows] = torch.arange(len(rows))
+        places = where[self.places]
+        kept = places >= 0
+        return (self.samples[kept], places[kept]) if kept.any() else (None, None)
 
 
 @dataclass
@@ -171,11 +186,10 @@ class Machine:
 
     def parts(self, group: Group, part: Part, to: Callable[[Any], int]) -> Iterator[Group]:
         """Yield the samples of a group by their answers, at the step that each answer leads to."""
-        if part.level is not group.level or part.answers is None:
+        if part.level is not group.level or part.rows is None:
             raise part.as_error("it depends on the samples of another vmap, which it did not at first") from None
-        for rows in part.groups():
-            answer = part.answers[rows[0]]
-            yield self.narrowed(group, torch.tensor(rows), to(answer), group.variables)
+        for answer, rows in part.groups():
+            yield self.narrowed(group, rows, to(answer), group.variables)
 
     def part_and_repeat(self, group: Group, part: Part) -> None:
         """Let the samples of a group part at its step, which they do again; or which has returned what they go on with."""
@@ -197,24 +211,20 @@ class Machine:
         variables = self.used(step, variables)
         new, became = part_of({**variables, "": group.outer}, group.level, level, rows, self.shared)
         copies = []
-        where = torch.full((group.level.batch_size,), -1)
-        where[rows] = torch.arange(len(rows))
         for copy in group.copies:
-            places = where[copy.places]
-            kept = places >= 0
-            if not kept.any():
+            samples, places = copy.at(rows, group.level.batch_size)
+            if samples is None:
                 continue
             now = became.get(id(copy.now))
             if now is not None:
-                copies.append(Copy(copy.of, now, copy.samples[kept], places[kept], copy.written))
+                copies.append(Copy(copy.of, now, samples, places, copy.written))
             elif copy.written:
-                self.write_back(copy, kept)
+                self.write_back(copy, rows)
         if group.level is self.base:
-            every = torch.arange(len(rows))
             for x in _by_id(variables, group.outer, self.shared):
                 now = became.get(id(x))
                 if type(x) is BatchedTensor and now is not None and _can_be_written(x):
-                    copies.append(Copy(x, now, rows, every))
+                    copies.append(Copy(x, now, rows, None))
         out = Group(level, group.places[rows], step, new, new.pop(""), copies)
         level.met = lambda x: self.met_outside(out, x)
         return out
@@ -250,14 +260,24 @@ class Machine:
         levels = [g.level for g in groups]
         variables, became = together([g.variables for g in groups], levels, level, self.shared)
         copies, start = [], 0
+        whole: dict[tuple[int, int], list[Copy]] = {}
         for group, new in zip(groups, became, strict=True):
+            every = torch.arange(start, start + group.level.batch_size)
             for copy in group.copies:
                 now = new.get(id(copy.now))
                 if now is not None:
-                    copies.append(Copy(copy.of, now, copy.samples, copy.places + start, copy.written))
+                    at = every if copy.places is None else every[copy.places]
+                    copies.append(Copy(copy.of, now, copy.samples, at, copy.written))
+                    if copy.places is None:
+                        whole.setdefault((id(copy.of), id(now)), []).append(copies[-1])
                 elif copy.written:
                     self.write_back(copy)
             start += group.level.batch_size
+        for found in whole.values():
+            if len(found) == len(groups):  # all of them still are copies of one
+                copies = [c for c in copies if not any(c is d for d in found)]
+                first, written = found[0], any(c.was_written for c in found)
+                copies.append(Copy(first.of, first.now, torch.cat([c.samples for c in found]), None, written))
         out = Group(level, places, groups[0].step, variables, variables.pop(""), copies)
         level.met = lambda x: self.met_outside(out, x)
         return out
@@ -274,13 +294,23 @@ class Machine:
                     )
                 refuse_writes(group.level, [copy.now])
 
-    def write_back(self, copy: Copy, which: Any = slice(None)) -> None:
-        """Write to a tensor from before the groups parted what a group has written to its copy."""
-        samples, places, x, now = copy.samples[which], copy.places[which], copy.of, copy.now
+    def write_back(self, copy: Copy, rows: Any = None) -> None:
+        """Write to a tensor from before the groups parted what a group has written to its copy.
+
+        Args:
+            copy: the copy.
+            rows: which of the group's samples; None for all.
+        """
+        x, now, samples, places = copy.of, copy.now, copy.samples, copy.places
+        size = now._level.batch_size
+        if rows is not None:
+            samples, at = copy.at(rows, size)
+            places = rows if at is None else rows[at]
         if x._bdim is None:
             promote(self.base, x, "a write to some of its samples")
-        new = now._value if now._bdim is None else now._value.movedim(now._bdim, 0).index_select(0, places.to(now._value.device))
-        new = new.expand(len(samples), *new.shape) if now._bdim is None else new
+        new = now._value.expand(size, *now._value.shape) if now._bdim is None else now._value.movedim(now._bdim, 0)
+        if places is not None:
+            new = new.index_select(0, places.to(new.device))
         value = x._value
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (value.requires_grad and value.is_leaf)):
             value.index_copy_(x._bdim, samples.to(value.device), new.movedim(0, x._bdim))

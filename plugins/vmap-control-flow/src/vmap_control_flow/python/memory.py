@@ -178,13 +178,14 @@ def _block(tensors: Sequence[Any]) -> tuple[Any, int] | None:
             step = steps.pop()
             if steps or step < size:
                 return None
-    grads = {v.requires_grad for v in values}
     anchor: Any = max(values, key=lambda v: v.numel())
-    if True in grads:
-        base = getattr(anchor, "_base", None)
-        anchor = anchor if base is None else base
-        if len(grads) > 1 or anchor.numel() < n * size or not anchor.is_contiguous():
+    if any(v.requires_grad for v in values):
+        if any(not v.requires_grad or (v.is_leaf and v._is_view()) for v in values):  # a view made without recording is no part of the graph
             return None
+        if anchor.numel() < n * size and len(values) > 1:
+            anchor = anchor if anchor._base is None else anchor._base
+            if anchor.numel() < n * size or not anchor.is_contiguous():
+                return None
     return anchor.as_strided((n, size), (step, 1), start), start
 
 

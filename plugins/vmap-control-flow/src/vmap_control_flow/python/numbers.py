@@ -133,7 +133,7 @@ def number(kind: Any, x: Any) -> Any:
     try:
         return kind(x)
     except Part as part:
-        if type(x) is BatchedTensor and part.level is x._level and x.numel() == 1 and x._bdim is not None:
+        if type(x) is BatchedTensor and part.level is x._level and part.rows is not None and x.numel() == 1 and x._bdim is not None:
             return per_sample(part.level, [kind(v) for v in part.answers])
         raise
 
@@ -143,7 +143,7 @@ def item(x: Any) -> Any:
     try:
         return x.item()
     except Part as part:
-        if type(x) is BatchedTensor and part.level is x._level and x.numel() == 1 and x._bdim is not None:
+        if type(x) is BatchedTensor and part.level is x._level and part.rows is not None and x.numel() == 1 and x._bdim is not None:
             return per_sample(part.level, part.answers)
         raise
 

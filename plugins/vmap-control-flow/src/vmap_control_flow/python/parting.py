@@ -17,25 +17,38 @@ class Part(BaseException):
 
     Attributes:
         level: the level whose samples differ.
-        answers: what each of its samples has; None where samples of a level further out differ, too.
+        rows: their answers, a plain tensor (n) or a list; None where samples of a level further out differ, too.
         what: what asks.
         of: a tensor that depends on the levels which the answers depend on.
     """
 
     def __init__(
-        self, level: Level, answers: list[Any] | None, what: str, of: Any = None, error: Callable[[], Exception] | None = None
+        self, level: Level, rows: Any, what: str, of: Any = None, error: Callable[[], Exception] | None = None
     ) -> None:
         super().__init__(what)
-        self.level, self.answers, self.what, self._error = level, answers, what, error
+        self.level, self.rows, self.what, self._error = level, rows, what, error
         self.of = make_batched(torch.empty(level.batch_size), 0, level) if of is None else of
 
-    def groups(self) -> list[list[int]]:
-        """Return the samples by their answer."""
-        found: dict[Any, list[int]] = {}
-        assert self.answers is not None
-        for i, answer in enumerate(self.answers):
-            found.setdefault(_key(answer), []).append(i)
-        return list(found.values())
+    @property
+    def answers(self) -> list[Any]:
+        """What each sample has."""
+        return self.rows if isinstance(self.rows, list) else self.rows.tolist()
+
+    def groups(self) -> list[tuple[Any, Any]]:
+        """Return each answer, with the samples that have it (m)."""
+        rows = self.rows
+        if isinstance(rows, list):
+            found: dict[Any, list[int]] = {}
+            for i, answer in enumerate(rows):
+                found.setdefault(_key(answer), []).append(i)
+            return [(rows[places[0]], torch.tensor(places)) for places in found.values()]
+        if rows.dtype == torch.bool:
+            return [(True, rows.nonzero().squeeze(1)), (False, rows.logical_not().nonzero().squeeze(1))]
+        if rows.is_floating_point():
+            rows = rows.contiguous().view(_BITS[rows.itemsize])
+        _, code, counts = rows.unique(return_inverse=True, return_counts=True)
+        parts = code.argsort(stable=True).split(counts.tolist())
+        return [(self.rows[places[0]].item(), places) for places in parts]
 
     def as_error(self, why: str = "") -> Exception:
         """Return the error that it is where samples cannot part."""
@@ -57,10 +70,15 @@ def raise_part(level: Level, rows: Any, what: str, error: Callable[[], Exception
         what: what asks.
         error: makes the error that it is where they cannot.
     """
-    answers = None if type(rows) is BatchedTensor else rows.reshape(rows.shape[0], -1).tolist()
-    if answers is not None and rows.numel() == rows.shape[0]:
-        answers = [a for (a,) in answers]
+    answers: Any = None
+    if type(rows) is not BatchedTensor:
+        answers = rows.detach().cpu().reshape(rows.shape[0], -1)
+        simple = answers.shape[1] == 1 and not answers.is_complex()
+        answers = answers[:, 0] if simple else answers.tolist()
     raise Part(level, answers, what, make_batched(rows, 0, level), error)
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -86,11 +104,7 @@ class Results(Part):
     """
 
     def __init__(self, level: Level, returned: Sequence[Returned], name: str) -> None:
-        answers: list[Any] = [0] * level.batch_size
-        for n, one in enumerate(returned):
-            for i in one.places.tolist():
-                answers[i] = n
-        super().__init__(level, answers, f"the structure, shape or type of what {name} returns")
+        super().__init__(level, [], f"the structure, shape or type of what {name} returns")
         self.returned = returned
 
 

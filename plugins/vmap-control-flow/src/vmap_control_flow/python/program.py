@@ -46,7 +46,7 @@ class Program:
         self.name, self.file, self.free = code.co_name, code.co_filename, code.co_freevars
         self.flags = code.co_flags & 0x1FF0000  # those of ``from __future__ import``
         self.steps = low.steps
-        self.refused = _kept(node, self.variables - {f"_vmap_{i + 1}" for i in range(low.made)})
+        self.refused = _kept(node, code)
         self.starts = {label.step for step in self.steps for label in step.targets}
         self.live = self._live()
         args = copy.copy(node.args)
@@ -141,19 +141,31 @@ class Program:
         return uses & self.variables, sets
 
 
-def _kept(node: Any, variables: set[str]) -> str:
+def _kept(node: Any, code: CodeType) -> str:
     """Say why a function cannot be run in steps: an inner one would not see what its variables become; "" if it can."""
-    inner = [x for x in ast.walk(node) if isinstance(x, ast.Lambda | ast.FunctionDef | ast.ClassDef) and x is not node]
-    if any(isinstance(x, ast.Nonlocal) for f in inner for x in ast.walk(f)):
+    if any(isinstance(x, ast.Nonlocal) for x in ast.walk(node)):
         return "an inner function sets a variable of its"
-    kept = {x.id for f in inner for x in ast.walk(f) if isinstance(x, ast.Name)} & variables
+    kept = _free_in_functions(code) & {*code.co_varnames, *code.co_cellvars}
     args = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
+    loops = [x for x in _own(node) if isinstance(x, ast.For | ast.While)]
     for name in sorted(kept):
         places = [x for x in _own(node) if name in _names_set(x)]
-        looped = any(place is x for loop in _own(node) if isinstance(loop, ast.For | ast.While) for x in ast.walk(loop) for place in places)
+        looped = any(place is x for loop in loops for x in ast.walk(loop) for place in places)
         if len(places) + (name in args) > 1 or looped:
             return f"an inner function uses the variable {name!r}, which is set more than once"
     return ""
+
+
+def _free_in_functions(code: CodeType) -> set[str]:
+    """Return the variables that inner functions have from around them; comprehensions, which run at once, are none."""
+    names: set[str] = set()
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            names |= _free_in_functions(inner) if inner.co_name in _AT_ONCE else set(inner.co_freevars)
+    return names
+
+
+_AT_ONCE = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
 
 def _own(node: Any) -> Iterable[Any]:

@@ -21,7 +21,7 @@ from vmap_core.extend import BatchedTensor, Level, user_location
 from .memory import classes, joined, layout_of, narrowed
 from .numbers import PerSample, per_sample
 
-_ATOMS = {int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size}
+_ATOMS = {range, int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size}
 _ITERATORS = {type(iter(x)) for x in ([], (), range(0), "", {}, {}.values(), {}.items(), set(), b"")} | {
     zip, enumerate, map, filter, reversed, type(reversed([])), type(iter(range(2**70))), type(reversed(range(2))), type(reversed({})),
 }  # fmt: skip
@@ -223,10 +223,9 @@ def part_of(
     memo: dict[int, Any] = {}
     for group in classes(of_level):
         memo.update(zip(map(id, group), narrowed(group, level, new, rows), strict=True))
-    picked = rows.tolist()
 
     def number(k: PerSample) -> Any:
-        return per_sample(new, [k.values[i] for i in picked]) if k.level is level else k
+        return per_sample(new, [k.values[i] for i in rows.tolist()]) if k.level is level else k
 
     copier = Copier(memo, number, shared)
     return {name: copier(x) for name, x in variables.items()}, memo
