@@ -55,6 +55,7 @@ from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
+from .transform.control_flow import offer_control_flow
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
 from .transform.swapping import as_now, known_as_swapped, places_of, swapped
@@ -118,6 +119,7 @@ __all__ = [
     "may_return_self",
     "named_aten",
     "narrow",
+    "offer_control_flow",
     "own_samples",
     "pad_rank",
     "patch",

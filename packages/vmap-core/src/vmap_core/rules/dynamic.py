@@ -9,6 +9,7 @@ import torch
 
 from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
+from ..levels.tensor import make_batched
 from ..rulekit.dims import ensure_bdim, pad_rank, to_front
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
@@ -32,7 +33,7 @@ def _common_count(info: Any, hits: Any, error: Callable[[str], Exception]) -> in
         return low
     problem = f"sizes from {low} to {high}"
     if info.part is not None:
-        info.part(info, per_sample, "a size that depends on values", lambda: error(problem))
+        info.part(make_batched(per_sample, 0, info), per_sample, "a size that depends on values", lambda: error(problem))
     raise error(problem)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from vmap_core.extend import BatchedTensor, Level, current_levels, make_batched, narrow, physical_with_dims, taken_off, values_around
+from vmap_core import DataDependentError, UnsupportedError
+from vmap_core.extend import BatchedTensor, Level, current_levels, make_batched, narrow, physical_with_dims, taken_off, user_location, values_around
 
 from ..fork import Fork
 from . import lowering
@@ -191,7 +192,7 @@ def _narrowing(level: Level, variables: dict[str, Any], outer: list[Any], shared
 
     def numbers(k: PerSample) -> Any:
         places = level.rows.get(k.level)
-        return k if places is None else per_sample(level, [k.values[i] for i in places.tolist()])
+        return k if places is None else k.at(places, level)
 
     return Copier(memo, numbers, shared)
 
@@ -298,20 +299,53 @@ def put(x: Any, index: Any, value: Any) -> None:
 
 def _indices(index: Any, device: Any) -> Any:
     """Return an index with the numbers that differ from sample to sample as tensors."""
-    if type(index) is PerSample and set(map(type, index.values)) == {int}:
-        return make_batched(torch.tensor(index.values, device=device), 0, index.level)
+    if type(index) is PerSample and index.kind is int and type(index.data) is not list:
+        return make_batched(index.data.to(device), 0, index.level)
     if type(index) is tuple:
         return tuple(_indices(i, device) if type(i) is PerSample else i for i in index)
     return index
 
 
+class Once:
+    """A context of which nobody knows whether it can be entered again, where samples have parted in it."""
+
+    def __init__(self, context: Any) -> None:
+        self.context, self.was_entered = context, False
+
+    def __enter__(self) -> Any:
+        if self.was_entered:
+            raise UnsupportedError(
+                f"vmap: samples cannot part (control_flow='split') in a with statement of a {type(self.context).__name__}, at "
+                f"{user_location()}: it would be entered again for each group of them. Instead: let the with statement be in a function of "
+                f"its own, without what parts them."
+            )
+        self.was_entered = True
+        return self.context.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.context.__exit__(*error)
+
+
+_AGAIN = (torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast, torch.device)
+
+
 def entered(context: Any) -> Any:
-    """Return a context that can be entered again, where samples have parted in it."""
-    return context
+    """Return what a with statement enters."""
+    return context if isinstance(context, _AGAIN) else Once(context)
 
 
 def caught() -> None:
-    """Look at an error that the user's code catches."""
+    """Look at the error that the user's code has caught.
+
+    Raises:
+        DataDependentError: only some samples raise it.
+    """
+    error = sys.exc_info()[1]
+    if getattr(error, "_vmap_of_some", False):
+        raise DataDependentError(
+            f"vmap: a {type(error).__name__}, caught at {user_location()}, is that of some samples only, which have parted "
+            f"(control_flow='split') before: the others would go the way of its handler, too. Instead: test for its cause with an if."
+        ) from error
 
 
 HELPERS: dict[str, Any] = {

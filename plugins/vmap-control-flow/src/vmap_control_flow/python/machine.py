@@ -177,6 +177,10 @@ class Machine:
         try:
             with group.level.pushed():
                 variables = run(*values)
+        except Exception as e:
+            if group.level is not self.base:
+                e._vmap_of_some = True  # type: ignore[attr-defined]
+            raise
         except Part as part:
             group.step, group.variables = place_of(part, run, self.program)
             self.part_and_repeat(group, part)
@@ -196,20 +200,36 @@ class Machine:
         if isinstance(part, Results) and part.level is group.level:
             target = target_of(self.program.steps[group.step].node)
             for one in part.returned:
-                new = self.narrowed(group, one.places, group.step + 1, group.variables)
-                if target is not None:
-                    every = torch.arange(len(one.places))
-                    value, _ = part_of({target: one.value}, one.level, new.level, every, self.shared)
-                    new.variables.update(value)
-                self.put(new)
+                self.put(self.narrowed(group, one.places, group.step + 1, group.variables, one, part.outer, target))
             return
         self.again += self.parts(group, part, lambda _: group.step)
 
-    def narrowed(self, group: Group, rows: Any, step: int, variables: dict[str, Any]) -> Group:
-        """Return some of the samples of a group as one."""
+    def narrowed(
+        self, group: Group, rows: Any, step: int, variables: dict[str, Any],
+        returned: Returned | None = None, outer: Sequence[Any] = (), target: str | None = None,
+    ) -> Group:  # fmt: skip
+        """Return some of the samples of a group as one.
+
+        Args:
+            group: the group.
+            rows: which of its samples (n).
+            step: where they go on.
+            variables: the group's, by name.
+            returned: what a function has returned for them.
+            outer: the objects from around that function, in their former state.
+            target: the variable that is to hold its result.
+        """
         level = self.level_of(group.places[rows])
+        known: dict[int, Any] = {}
+        if returned is not None:
+            of = {"value": returned.value, "": returned.outer}
+            of, _ = part_of(of, returned.level, level, torch.arange(len(rows)), self.shared)
+            known = {id(old): new for old, new in zip(outer, of[""], strict=True)}
+            if target is not None:
+                variables = {**variables, target: returned}
+                known[id(returned)] = of["value"]
         variables = self.used(step, variables)
-        new, became = part_of({**variables, "": group.outer}, group.level, level, rows, self.shared)
+        new, became = part_of({**variables, "": group.outer}, group.level, level, rows, self.shared, known)
         copies = []
         for copy in group.copies:
             samples, places = copy.at(rows, group.level.batch_size)
@@ -247,10 +267,10 @@ class Machine:
         alike: dict[Any, list[Group]] = {}
         for group in groups:
             group.variables = {**self.used(group.step, group.variables), "": group.outer}
-            alike.setdefault(signature(group.variables, group.level, self.shared), []).append(group)
+            alike.setdefault(signature(group.variables, self.shared), []).append(group)
         return [self.joined(found) for found in alike.values()]
 
-    def joined(self, groups: list[Group]) -> Group:
+    def joined(self, groups: list[Group], loose: bool = False) -> Group:
         """Return groups of one signature as one; their variables hold ``outer``, by the name ""."""
         if len(groups) == 1:
             groups[0].outer = groups[0].variables.pop("")
@@ -258,7 +278,7 @@ class Machine:
         places = torch.cat([g.places for g in groups])
         level = self.level_of(places)
         levels = [g.level for g in groups]
-        variables, became = together([g.variables for g in groups], levels, level, self.shared)
+        variables, became = together([g.variables for g in groups], levels, level, self.shared, loose)
         copies, start = [], 0
         whole: dict[tuple[int, int], list[Copy]] = {}
         for group, new in zip(groups, became, strict=True):
@@ -323,7 +343,6 @@ class Machine:
 
     def finished(self) -> Any:
         """Return the results of all samples."""
-        alike: dict[Any, list[Group]] = {}
         for group, value in self.done:
             for copy in group.copies:
                 if copy.written:
@@ -331,19 +350,20 @@ class Machine:
             if group.level is self.base:
                 return value
             group.copies, group.variables = [], {"value": value, "": group.outer}
-            alike.setdefault(signature(group.variables, group.level, self.shared), []).append(group)
-        groups = [self.joined(found) for found in alike.values()]
-        if len(groups) > 1:
+        groups = [group for group, _ in self.done]
+        for loose in (False, True):
+            alike: dict[Any, list[Group]] = {}
             for group in groups:
-                self.check_outer(group)
-            raise Results(self.base, [Returned(g.level, g.places, g.variables["value"]) for g in groups], self.program.name)
+                group.variables[""] = group.outer
+                alike.setdefault(signature(group.variables, self.shared, loose), []).append(group)
+            groups = [self.joined(found, loose) for found in alike.values()]
+        if len(groups) > 1:
+            returned = [Returned(g.level, g.places, g.variables["value"], g.outer) for g in groups]
+            raise Results(self.base, returned, self.outer, self.program.name)
         (group,) = groups
         variables = {"value": group.variables["value"], "": group.outer}
         variables, _ = part_of(variables, group.level, self.base, group.places.argsort(), self.shared)
-        return restored(variables["value"], self.outer, variables[""], self.shared)
-
-    def check_outer(self, group: Group) -> None:
-        """Raise if an object from around the function has become another one in a group; in others it may have become yet another."""
+        return restored(variables["value"], self.outer, variables[""], self.shared) if self.outer else variables["value"]
 
 
 def restored(value: Any, outer: Sequence[Any], new: Sequence[Any], shared: set[int]) -> Any:

@@ -57,13 +57,14 @@ def _narrowed(tensors: Sequence[Any], level: Level, rows: Any) -> list[Any]:
     return [_remembered(new, [x], [rows]) for new, x in zip(_views(tensors, memory, start, level), tensors, strict=True)]
 
 
-def joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Level) -> list[Any]:
+def joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Level, loose: bool = False) -> list[Any]:
     """Return the tensors of one class of several groups as those of all their samples, one group after the other.
 
     Args:
         parts: for each group its tensors, which lie alike in all (see `layout_of`).
         levels: of each group.
         level: that of all samples.
+        loose: whether they need not lie alike.
     """
     first = parts[0]
     if all(x is first[i] for part in parts for i, x in enumerate(part)):
@@ -72,8 +73,8 @@ def joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Level
         is_refused(own, x) or _outside_value(x, own) is not None for part, own in zip(parts, levels, strict=True) for x in part
     )
     parts = [[narrow(own, x) for x in part] for part, own in zip(parts, levels, strict=True)]
-    out = _joined(parts, levels, level)
-    if refused:  # the loop would write to tensors from outside
+    out = [_catted([x for (x,) in parts], levels, level)] if loose else _joined(parts, levels, level)
+    if refused or loose:  # the loop would write to tensors from outside
         refuse_writes(level, out)
     return out
 

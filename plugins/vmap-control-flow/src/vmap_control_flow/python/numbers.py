@@ -23,18 +23,37 @@ class PerSample:
     """A Python number, or bool, for each sample of a level.
 
     Attributes:
-        values: in the order of the level's samples.
         level: the level.
+        data: the numbers in the order of its samples, as a tensor that holds them exactly: of int64, float64 or bool; or a list.
+        bound: what no number of an int64 tensor exceeds.
     """
 
-    __slots__ = ("level", "values")
+    __slots__ = ("bound", "data", "level")
 
-    def __init__(self, level: Level, values: list[Any]) -> None:
-        self.level, self.values = level, values
+    def __init__(self, level: Level, data: Any, bound: int = 0) -> None:
+        self.level, self.data, self.bound = level, data, bound
+
+    @property
+    def values(self) -> list[Any]:
+        """The numbers."""
+        return self.data if type(self.data) is list else self.data.tolist()
+
+    @property
+    def kind(self) -> Any:
+        """Their type; all of them if there are several, and bool not alone, since groups that differ in one go different ways."""
+        if type(self.data) is not list and self.data.dtype is not torch.bool:
+            return float if self.data.is_floating_point() else int
+        kinds = set(map(type, self.values))
+        return kinds.pop() if kinds == {int} or kinds == {float} else (PerSample, frozenset(kinds))
+
+    def at(self, rows: Any, level: Level) -> Any:
+        """Return the numbers of some samples (n), as those of a level."""
+        data = self.data
+        return per_sample(level, [data[i] for i in rows.tolist()] if type(data) is list else data[rows], self.bound or None)
 
     def part(self, what: str) -> Part:
         """Return what parts the samples by their number."""
-        return Part(self.level, self.values, what)
+        return Part(self.level, self.data, what)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -53,26 +72,83 @@ class PerSample:
         raise first_of([*args, *(kwargs or {}).values()]).part(f"an argument of {getattr(func, '__name__', func)}")
 
 
-def per_sample(level: Level, values: list[Any]) -> Any:
-    """Return numbers as one for each sample; as one number where they are the same."""
-    first = values[0]
-    kind = type(first)
-    if kind is not float and all(v == first and type(v) is kind for v in values):
-        return first
-    if kind is float and all(type(v) is float and _same(v, first) for v in values):
-        return first
-    return PerSample(level, values)
+def per_sample(level: Level, data: Any, bound: int | None = None) -> Any:
+    """Return numbers as one for each sample; as one number where they are the same.
+
+    Args:
+        level: the samples'.
+        data: a list of numbers, or a tensor of int64, float64 or bool.
+        bound: what no number of an int64 tensor exceeds; None to find out.
+    """
+    if type(data) is list:
+        kind = type(data[0])
+        if any(type(v) is not kind for v in data) or kind not in _DTYPES:
+            return PerSample(level, data)
+        if kind is int and max(map(abs, data)) >= _LIMIT:
+            return data[0] if all(v == data[0] for v in data) else PerSample(level, data)
+        data = torch.tensor(data, dtype=_DTYPES[kind])
+    bits = data.view(torch.int64) if data.dtype is torch.float64 else data
+    if bool((bits == bits[0]).all()):
+        return data[0].item()
+    if data.dtype is torch.int64 and bound is None:
+        low, high = data.aminmax()
+        bound = max(-int(low), int(high))
+    return PerSample(level, data, bound or 0)
 
 
-def _same(a: float, b: float) -> bool:
-    return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (a != a and b != b)
+_DTYPES: dict[type, Any] = {int: torch.int64, float: torch.float64, bool: torch.bool}
+_LIMIT = 2**62
+
+
+def put_together(column: Sequence[Any], levels: Sequence[Level], level: Level) -> Any:
+    """Return the numbers of several groups, each one for all of its samples or one for each, as those of all."""
+    datas: list[Any] = []
+    for k, own in zip(column, levels, strict=True):
+        if type(k) is PerSample:
+            datas.append(k.data)
+        elif type(k) is float or abs(k) < _LIMIT:
+            datas.append(torch.full((own.batch_size,), k, dtype=_DTYPES[type(k)]))
+        else:
+            datas.append([k] * own.batch_size)
+    if any(type(d) is list for d in datas):
+        return per_sample(level, [v for d in datas for v in (d if type(d) is list else d.tolist())])
+    return per_sample(level, torch.cat(datas))
 
 
 def elementwise(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     """Return what a function of Python numbers gives for each sample."""
     level = first_of(args).level
+    found = _at_once(func, args)
+    if found is not None:
+        return per_sample(level, *found)
     columns = [a.values if type(a) is PerSample else [a] * level.batch_size for a in args]
     return per_sample(level, [func(*row) for row in zip(*columns, strict=True)])
+
+
+def _at_once(func: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, int | None] | None:
+    """Return what it gives as a tensor, and its bound, where the tensor's arithmetic is Python's; None else."""
+    operation = _TENSORS.get(func)
+    if operation is None or len(args) != 2:
+        return None
+    datas: list[Any] = []
+    bounds: list[int] = []
+    for a in args:
+        data = a.data if type(a) is PerSample else a
+        if type(data) is list or (not isinstance(data, torch.Tensor) and type(data) not in (int, float)):
+            return None
+        datas.append(data)
+        bounds.append(a.bound if type(a) is PerSample else abs(a) if type(a) is int else 0)
+    kinds = {d.dtype if isinstance(d, torch.Tensor) else _DTYPES[type(d)] for d in datas}
+    if torch.bool in kinds or len(kinds) > 1 or max(bounds) >= _LIMIT:
+        return None
+    is_int = torch.int64 in kinds
+    limit = bounds[0] * bounds[1] if func is operator.mul else bounds[0] + bounds[1]
+    if is_int and limit >= _LIMIT:
+        return None
+    if func in _DIVIDES and (not is_int or bool((torch.as_tensor(datas[1]) == 0).any())):
+        return None
+    out = operation(*datas)
+    return out, limit if out.dtype is torch.int64 else None
 
 
 def first_of(args: Sequence[Any]) -> PerSample:
@@ -107,19 +183,12 @@ def beside(plain: Any, a: Any, b: Any) -> tuple[Any, Any] | None:
     x, k = (a, b) if type(b) is PerSample else (b, a)
     if not isinstance(x, torch.Tensor) or type(k) is not PerSample:
         return None
-    dtype, kinds = x.dtype, set(map(type, k.values))
-    if not kinds <= {int, float} or dtype not in _EXACT or (float in kinds and not dtype.is_floating_point):
+    dtype, data = x.dtype, k.data
+    if type(data) is list or data.dtype is torch.bool or dtype not in _EXACT:
         return None
-    if plain is operator.truediv and not dtype.is_floating_point:
+    if not dtype.is_floating_point and (data.is_floating_point() or plain is operator.truediv or k.bound >= 2**31):
         return None
-    exact = torch.float64 if float in kinds else torch.int64
-    try:
-        values = torch.tensor(k.values, dtype=exact).to(dtype)
-    except (RuntimeError, OverflowError):
-        return None
-    if not dtype.is_floating_point and values.tolist() != k.values:
-        return None
-    number = make_batched(values.to(x.device), 0, k.level)
+    number = make_batched(data.to(dtype).to(x.device), 0, k.level)
     return (x, number) if k is b else (number, x)
 
 
@@ -210,7 +279,14 @@ def _pure(module: Any) -> set[Any]:
     return {f for f in vars(module).values() if callable(f) and type(f) is type(len)}
 
 
-PURE: set[Any] = _pure(math) | _pure(operator) | {
+_TENSORS: dict[Any, Any] = {
+    operator.add: torch.add, operator.sub: torch.sub, operator.mul: torch.mul, operator.lt: torch.lt, operator.le: torch.le,
+    operator.gt: torch.gt, operator.ge: torch.ge, operator.eq: torch.eq, operator.ne: torch.ne, operator.mod: torch.remainder,
+    operator.floordiv: torch.floor_divide,
+}  # fmt: skip
+_DIVIDES = {operator.mod, operator.floordiv}
+
+PURE: set[Any] = _pure(math) | {
     int, float, bool, complex, str, abs, round, min, max, divmod, pow, isinstance, type, repr, builtins.format, hash, bin, hex, chr,
 }  # fmt: skip
 """Functions of Python that compute with numbers and do nothing else: run for each sample."""

@@ -61,11 +61,11 @@ class Part(BaseException):
         )
 
 
-def raise_part(level: Level, rows: Any, what: str, error: Callable[[], Exception]) -> None:
+def raise_part(x: Any, rows: Any, what: str, error: Callable[[], Exception]) -> None:
     """Let samples part: what a level is given as its ``part``.
 
     Args:
-        level: whose samples differ.
+        x: the tensor that is asked, of the level whose samples differ.
         rows: their answers (n, *), a physical tensor.
         what: what asks.
         error: makes the error that it is where they cannot.
@@ -75,7 +75,7 @@ def raise_part(level: Level, rows: Any, what: str, error: Callable[[], Exception
         answers = rows.detach().cpu().reshape(rows.shape[0], -1)
         simple = answers.shape[1] == 1 and not answers.is_complex()
         answers = answers[:, 0] if simple else answers.tolist()
-    raise Part(level, answers, what, make_batched(rows, 0, level), error)
+    raise Part(x._level, answers, what, x, error)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -89,11 +89,13 @@ class Returned:
         level: the group's.
         places: which samples they are.
         value: the result.
+        outer: what the objects from around the function have become.
     """
 
     level: Level
     places: Any
     value: Any
+    outer: list[Any]
 
 
 class Results(Part):
@@ -101,11 +103,12 @@ class Results(Part):
 
     Attributes:
         returned: the groups' results.
+        outer: the objects from around the function.
     """
 
-    def __init__(self, level: Level, returned: Sequence[Returned], name: str) -> None:
+    def __init__(self, level: Level, returned: Sequence[Returned], outer: list[Any], name: str) -> None:
         super().__init__(level, [], f"the structure, shape or type of what {name} returns")
-        self.returned = returned
+        self.returned, self.outer = returned, outer
 
 
 def _key(answer: Any) -> Any:

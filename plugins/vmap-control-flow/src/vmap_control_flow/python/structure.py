@@ -19,7 +19,7 @@ from vmap_core import UnsupportedError
 from vmap_core.extend import BatchedTensor, Level, user_location
 
 from .memory import classes, joined, layout_of, narrowed
-from .numbers import PerSample, per_sample
+from .numbers import PerSample, put_together
 
 _ATOMS = {range, int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size}
 _ITERATORS = {type(iter(x)) for x in ([], (), range(0), "", {}, {}.values(), {}.items(), set(), b"")} | {
@@ -198,7 +198,7 @@ class Copier:
                 fill(new, x, [self(v) for v in inside[1]])
             else:
                 values = [self(v) for v in inside[1]]
-                same = kind not in _ITERATORS and all(a is b for a, b in zip(values, inside[1], strict=True))
+                same = kind not in _ITERATORS and kind is not GeneratorType and all(a is b for a, b in zip(values, inside[1], strict=True))
                 new = x if same else _remade(x, values)
         self.memo[id(x)] = new
         self.kept.append(x)  # so that its id stays its own
@@ -206,7 +206,7 @@ class Copier:
 
 
 def part_of(
-    variables: dict[str, Any], level: Level, new: Level, rows: Any, shared: set[int]
+    variables: dict[str, Any], level: Level, new: Level, rows: Any, shared: set[int], known: dict[int, Any] | None = None
 ) -> tuple[dict[str, Any], dict[int, Any]]:
     """Return the variables of some of the samples of a group, and what its tensors have become, by id.
 
@@ -216,6 +216,7 @@ def part_of(
         new: that of the samples.
         rows: which they are (n).
         shared: the ids of objects that are left as they are.
+        known: what some objects are to be, by id.
     """
     seen: dict[int, Any] = {}
     tensors_in(variables.values(), shared, seen)
@@ -225,14 +226,20 @@ def part_of(
         memo.update(zip(map(id, group), narrowed(group, level, new, rows), strict=True))
 
     def number(k: PerSample) -> Any:
-        return per_sample(new, [k.values[i] for i in rows.tolist()]) if k.level is level else k
+        return k.at(rows, new) if k.level is level else k
 
-    copier = Copier(memo, number, shared)
+    copier = Copier({**memo, **(known or {})}, number, shared)
     return {name: copier(x) for name, x in variables.items()}, memo
 
 
-def signature(variables: dict[str, Any], level: Level, shared: set[int]) -> Any:
-    """Return what two groups have alike, by which their variables can be one: structure, sharing, shapes, layout, Python values."""
+def signature(variables: dict[str, Any], shared: set[int], loose: bool = False) -> Any:
+    """Return what two groups have alike, by which their variables can be one: structure, sharing, shapes, layout, Python values.
+
+    Args:
+        variables: by name.
+        shared: the ids of objects that are left as they are.
+        loose: whether results are meant, of which nobody asks how they lie in memory.
+    """
     order: dict[int, int] = {}
     storages: dict[int, int] = {}
     seen: dict[int, Any] = {}
@@ -249,13 +256,12 @@ def signature(variables: dict[str, Any], level: Level, shared: set[int]) -> Any:
         if id(x) in shared:
             return id(x)
         if kind is PerSample:
-            kinds = set(map(type, x.values))
-            return kinds.pop() if len(kinds) == 1 and bool not in kinds else (PerSample, frozenset(kinds))
+            return x.kind
         if id(x) in order:
             return "again", order[id(x)]
         order[id(x)] = len(order)
         if isinstance(x, torch.Tensor):
-            return layout_of(x), storages[id(x)]
+            return (tuple(x.shape), x.dtype, x.device) if loose else (layout_of(x), storages[id(x)])
         inside = contents(x)
         return id(x) if inside is None else (*inside[0], *map(sign, inside[1]))
 
@@ -263,7 +269,7 @@ def signature(variables: dict[str, Any], level: Level, shared: set[int]) -> Any:
 
 
 def together(
-    groups: Sequence[dict[str, Any]], levels: Sequence[Level], level: Level, shared: set[int]
+    groups: Sequence[dict[str, Any]], levels: Sequence[Level], level: Level, shared: set[int], loose: bool = False
 ) -> tuple[dict[str, Any], list[dict[int, Any]]]:
     """Return the variables of several groups of one signature as those of all their samples; and what each one's tensors became.
 
@@ -272,6 +278,7 @@ def together(
         levels: of each.
         level: that of all samples, one group after the other.
         shared: the ids of objects that are left as they are.
+        loose: see `signature`.
     """
     found: list[dict[int, Any]] = []
     for variables in groups:
@@ -282,10 +289,10 @@ def together(
     columns = list(zip(*tensors, strict=True))  # of the groups' tensors, in the order of the first one's
     index = {id(column[0]): i for i, column in enumerate(columns)}
     memo: dict[int, Any] = {}
-    for group in classes(tensors[0]):
+    for group in [[x] for x in tensors[0]] if loose else classes(tensors[0]):
         places = [index[id(x)] for x in group]
         parts = [[columns[i][g] for i in places] for g in range(len(groups))]
-        memo.update(zip(map(id, group), joined(parts, levels, level), strict=True))
+        memo.update(zip(map(id, group), joined(parts, levels, level, loose), strict=True))
 
     done: dict[int, Any] = {}
 
@@ -293,10 +300,7 @@ def together(
         x = column[0]
         kind = type(x)
         if any(type(y) is PerSample for y in column) or kind is int or kind is float:
-            values: list[Any] = []
-            for y, own in zip(column, levels, strict=True):
-                values += y.values if type(y) is PerSample else [y] * own.batch_size
-            return per_sample(level, values)
+            return put_together(column, levels, level)
         if kind in _ATOMS or id(x) in shared:
             return x
         if id(x) in memo:
