@@ -148,6 +148,8 @@ def outcome(f: Any, size: int, seed: int, mapped: bool) -> Any:
             rows = [f(p, q) for p, q in zip(xa.unbind(0), xb.unbind(0), strict=True)] if not wa.requires_grad else [
                 f(xa[i], xb[i]) for i in range(size)
             ]
+            if len({tuple(o.dtype for o in row) for row in rows}) > 1:
+                return TypeError('samples return several dtypes')
             out = tuple(map(torch.stack, zip(*rows, strict=True)))
     except _Slow:
         raise

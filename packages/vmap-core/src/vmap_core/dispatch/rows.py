@@ -7,7 +7,7 @@ write would reach a copy, so it is an `InplaceError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..levels.containers import LEAVES, map_leaves
@@ -31,12 +31,28 @@ def rows_level(levels: Sequence[Level], places: Sequence[Any]) -> Level:
     """
     inner = levels[-1]
     level = Level(len(places[0]), inner.randomness, _narrowing(inner.table), inner.func)
-    rows: dict[Level, Any] = {}
-    for other, where in zip(levels, places, strict=True):
-        rows.update({further: its[where] for further, its in other.rows.items()})
-        rows[other] = where
-    level.rows, level.narrowed, level.seen, level.part = rows, {}, set(), inner.part
+    level.rows, level.narrowed, level.seen, level.part = Rows(zip(levels, places, strict=True)), {}, set(), inner.part
     return level
+
+
+class Rows(dict[Level, Any]):
+    """Which samples of other levels those of a level are: of the levels that it was made of, and of those that these stand for."""
+
+    def __init__(self, own: Iterable[tuple[Level, Any]]) -> None:
+        """Take the levels that it is made of, with the places."""
+        super().__init__(own)
+        self.further = [other for other in self if other.rows]
+
+    def __contains__(self, level: object) -> bool:
+        """Tell whether some of a level's samples are meant."""
+        return super().__contains__(level) or any(level in other.rows for other in self.further)
+
+    def __missing__(self, level: Level) -> Any:
+        for other in self.further:
+            if level in other.rows:
+                self[level] = found = other.rows[level].index_select(0, self[other])
+                return found
+        raise KeyError(level)
 
 
 class taken_off:

@@ -191,8 +191,7 @@ def _narrowing(level: Level, variables: dict[str, Any], outer: list[Any], shared
     memo = {i: narrow(level, x) for i, x in seen.items() if isinstance(x, torch.Tensor)}
 
     def numbers(k: PerSample) -> Any:
-        places = level.rows.get(k.level)
-        return k if places is None else k.at(places, level)
+        return k.at(level.rows[k.level], level) if k.level in level.rows else k
 
     return Copier(memo, numbers, shared)
 

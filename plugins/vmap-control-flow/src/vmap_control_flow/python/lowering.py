@@ -19,7 +19,8 @@ MARK = "_vmap_step"
 CALL, GET, SET, ITEM, ITER, NEXT, END, ENTER, CAUGHT, SLICE = HELPERS = (
     "_vmap_call", "_vmap_get", "_vmap_set", "_vmap_item", "_vmap_iter", "_vmap_next", "_vmap_end", "_vmap_enter", "_vmap_caught",
     "_vmap_slice",
-)  # fmt: skip
+)
+SELF = "_vmap_self"  # fmt: skip
 _SEES_VARIABLES = {"locals", "vars", "eval", "exec", "dir"}
 
 
@@ -379,7 +380,55 @@ class Lowering:
 
     def on_Return(self, s: ast.Return) -> None:
         """``return value``."""
-        self.returns(ast.Constant(None) if s.value is None else self.own(s.value))
+        match s.value:
+            case None:
+                self.returns(ast.Constant(None))
+            case ast.IfExp(test, body, orelse):
+                ways = [ast.copy_location(ast.Return(x), s) for x in (body, orelse)]
+                self.branch(self.own(test), *(lambda way=way: self.on_Return(way) for way in ways))  # type: ignore[misc]
+            case ast.Call(ast.Name(name)) if name == getattr(self.func, "name", "") and (given := self.given(s.value)):
+                self.again(name, given)
+                self.returns(self.own(s.value))
+            case _:
+                self.returns(self.own(s.value))
+
+    def given(self, call: ast.Call) -> list[tuple[str, ast.expr]]:
+        """Return what a call of the function itself gives its arguments; nothing if that is not to be seen."""
+        a = self.func.args
+        names = [x.arg for x in (*a.posonlyargs, *a.args)]
+        if a.vararg or a.kwarg or a.kwonlyargs or any(isinstance(x, ast.Starred) for x in call.args):
+            return []
+        given: dict[Any, ast.expr] = dict(zip(names, call.args, strict=False))
+        given.update({k.arg: k.value for k in call.keywords})
+        if len(call.args) > len(names) or not given.keys() <= set(names) or len(given) < len(call.args) + len(call.keywords):
+            return []
+        defaults = ast.Attribute(loaded(SELF), "__defaults__", ast.Load())
+        first = len(names) - len(a.defaults)
+        for i, name in enumerate(names):
+            if name not in given:
+                if i < first:
+                    return []
+                given[name] = ast.Subscript(defaults, ast.Constant(i - first), ast.Load())
+        return list(given.items())
+
+    def again(self, name: str, given: list[tuple[str, ast.expr]]) -> None:
+        """Add steps that begin the function again, where it returns a call of itself: groups meet at its first step."""
+        is_self = loaded(self.variable())
+        body, self.body = self.body, []
+        self.do(assigned(is_self.id, ast.Compare(loaded(name), [ast.Is()], [loaded(SELF)])))
+        start, other = Label(), Label()
+        start.step = 0
+        this = Label()
+        self.steps.append(Step("branch", is_self, (this, other), self.within))
+        self.place(this)
+        new = [(argument, self.variable()) for argument, _ in given]
+        for (_, value), (_, variable) in zip(given, new, strict=True):
+            self.into(variable, value)
+        for argument, variable in new:
+            self.do(assigned(argument, loaded(variable)))
+        self.jump(start)
+        self.place(other)
+        self.body = body  # the other form calls itself
 
     def on_If(self, s: ast.If) -> None:
         """``if``, ``elif``, ``else``."""

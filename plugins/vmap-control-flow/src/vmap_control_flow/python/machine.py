@@ -58,7 +58,7 @@ class Copy:
             size: how many the group has.
         """
         if self.places is None:
-            return self.samples[rows], None
+            return self.samples.index_select(0, rows), None
         where = torch.full((size,), -1)
         where[rows] = torch.arange(len(rows))
         places = where[self.places]
@@ -219,7 +219,8 @@ class Machine:
             outer: the objects from around that function, in their former state.
             target: the variable that is to hold its result.
         """
-        level = self.level_of(group.places[rows])
+        which = group.places.index_select(0, rows)
+        level = self.level_of(which)
         known: dict[int, Any] = {}
         if returned is not None:
             of = {"value": returned.value, "": returned.outer}
@@ -245,7 +246,7 @@ class Machine:
                 now = became.get(id(x))
                 if type(x) is BatchedTensor and now is not None and _can_be_written(x):
                     copies.append(Copy(x, now, rows, None))
-        out = Group(level, group.places[rows], step, new, new.pop(""), copies)
+        out = Group(level, which, step, new, new.pop(""), copies)
         level.met = lambda x: self.met_outside(out, x)
         return out
 

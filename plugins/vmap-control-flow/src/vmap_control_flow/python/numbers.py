@@ -49,7 +49,7 @@ class PerSample:
     def at(self, rows: Any, level: Level) -> Any:
         """Return the numbers of some samples (n), as those of a level."""
         data = self.data
-        return per_sample(level, [data[i] for i in rows.tolist()] if type(data) is list else data[rows], self.bound or None)
+        return per_sample(level, [data[i] for i in rows.tolist()] if type(data) is list else data.index_select(0, rows), self.bound or None)
 
     def part(self, what: str) -> Part:
         """Return what parts the samples by their number."""

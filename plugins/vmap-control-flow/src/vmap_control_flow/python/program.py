@@ -13,7 +13,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from . import lowering
-from .lowering import HELPERS, Lowering, Step, loaded
+from .lowering import HELPERS, SELF, Lowering, Step, loaded
 from .source import NotSplitError, node_of
 
 _FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -94,7 +94,7 @@ class Program:
     def _compiled(self, args: ast.arguments, body: list[ast.stmt]) -> CodeType:
         """Return the code of a function; what it has from around it are free variables: the helpers, and the user's."""
         inner = ast.FunctionDef("_vmap_inner", args, body, [])
-        around = [ast.arg(name) for name in dict.fromkeys((*HELPERS, "_vmap_locals", *self.free))]
+        around = [ast.arg(name) for name in dict.fromkeys((*HELPERS, SELF, "_vmap_locals", *self.free))]
         outer = ast.FunctionDef("_vmap_around", ast.arguments([], around, None, [], [], None, []), [inner], [])
         for node in (inner, outer):
             ast.copy_location(node, self.node)
@@ -185,6 +185,7 @@ def _names_set(x: Any) -> set[str]:
 def with_code(code: CodeType, func: FunctionType, helpers: dict[str, Any]) -> FunctionType:
     """Return a function that runs code with another one's globals and variables from around it."""
     around = dict(zip(func.__code__.co_freevars, func.__closure__ or (), strict=True))
+    around[SELF] = CellType(func)
     cells = tuple(around[n] if n in around else CellType(helpers[n]) for n in code.co_freevars)
     made = FunctionType(code, func.__globals__, func.__name__, func.__defaults__, cells)
     made.__kwdefaults__ = func.__kwdefaults__
