@@ -116,13 +116,9 @@ class Fork:
             return parts[0]
         return self._of_levels(torch.cat(parts).index_select(0, back))
 
-    def as_levels(self, value: Any) -> Any:
-        """Return results at the level of all samples as those of the levels."""
-        leaves, spec = tree_flatten(value)
-        every = self.all
-        return tree_unflatten(
-            [self._of_levels(rows_of(every, x)) if isinstance(x, torch.Tensor) else x for x in leaves], spec
-        )
+    def as_levels(self, x: Any) -> Any:
+        """Return a tensor of the level of all samples as one of the levels."""
+        return self._of_levels(rows_of(self.all, x))
 
     def _of_levels(self, out: Any) -> Any:
         out = out.reshape(*self.sizes, *out.shape[1:])

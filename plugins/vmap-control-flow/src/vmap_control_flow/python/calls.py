@@ -12,11 +12,11 @@ import torch
 from torch.nn import Module
 
 from vmap_core import DataDependentError, UnsupportedError
-from vmap_core.extend import BatchedTensor, Level, current_levels, make_batched, narrow, physical_with_dims, taken_off, user_location, values_around
+from vmap_core.extend import BatchedTensor, Level, current_levels, is_refused, make_batched, narrow, physical_with_dims, refuse_writes, storage_of, taken_off, user_location, values_around
 
 from ..fork import Fork
 from . import lowering
-from .machine import Machine, place_of
+from .machine import Machine, place_of, restored
 from .numbers import KEEPS, PURE, PerSample, beside, elementwise, first_of, holds, item, number, per_sample
 from .parting import Part, raise_part
 from .program import Program, program_of, with_code
@@ -169,12 +169,41 @@ def _resumed(
             return Machine(program, f, HELPERS, level, shared).run(step, variables, outer, at_once)
         fork = Fork(level, _of_all(level, part), part.what)
         with taken_off(fork.outer):
-            every = fork.all
-            copier = _narrowing(every, variables, outer, shared)
-            new = {name: copier(x) for name, x in variables.items()}
-            machine = Machine(program, f, HELPERS, every, shared)
-            value = machine.run(step, new, [copier(x) for x in outer])
-            return fork.as_levels(value)
+            return _of_pairs(Machine(program, f, HELPERS, fork.all, shared), fork, level, step, variables, outer)
+
+
+def _of_pairs(machine: Machine, fork: Fork, level: Level, step: int, variables: dict[str, Any], outer: list[Any]) -> Any:
+    """Run a machine for the samples of several levels, as those of one; return the results as tensors of the levels."""
+    every = fork.all
+    seen: dict[int, Any] = {}
+    tensors_in([*variables.values(), outer], machine.shared, seen)
+    tensors = [x for x in seen.values() if isinstance(x, torch.Tensor)]
+    given = {id(x): narrow(every, x) for x in tensors}
+    copier = Copier(given, lambda k: k.at(every.rows[k.level], every) if k.level in every.rows else k, machine.shared)
+    new = {name: copier(x) for name, x in variables.items()}
+    copies = [copier(x) for x in outer]
+    value = machine.run(step, new, copies)
+
+    found: dict[int, Any] = {}
+    tensors_in([value, copies], machine.shared, found)
+    before = {storage_of(given[id(x)]): x for x in tensors}
+    back: dict[int, Any] = {id(given[id(x)]): x for x in tensors}  # what it returns as it was given it is what it was
+    for i, x in found.items():
+        if i not in back and type(x) is BatchedTensor and x._level is every:
+            back[i] = fork.as_levels(x)
+            of = before.get(storage_of(x))
+            if of is not None or is_refused(every, x):
+                refuse_writes(level, [y for y in (back[i], of) if type(y) is BatchedTensor])
+
+    def number(k: PerSample) -> Any:
+        if k.level is every:
+            raise UnsupportedError(
+                f"vmap: a number that depends on the samples of two vmaps comes out of {machine.program.name}, at {user_location()} "
+                f"(control_flow='split'). Instead: let it be a tensor (no int(), float() or item())."
+            )
+        return k
+
+    return restored(Copier(back, number, machine.shared)(value), outer, [Copier(back, number, machine.shared)(x) for x in copies], machine.shared)
 
 
 def _of_all(level: Level, part: Part) -> Any:
@@ -183,17 +212,6 @@ def _of_all(level: Level, part: Part) -> Any:
     if of._level is not level:
         of = make_batched(of, None, level)
     return of
-
-
-def _narrowing(level: Level, variables: dict[str, Any], outer: list[Any], shared: set[int]) -> Copier:
-    seen: dict[int, Any] = {}
-    tensors_in([*variables.values(), outer], shared, seen)
-    memo = {i: narrow(level, x) for i, x in seen.items() if isinstance(x, torch.Tensor)}
-
-    def numbers(k: PerSample) -> Any:
-        return k.at(level.rows[k.level], level) if k.level in level.rows else k
-
-    return Copier(memo, numbers, shared)
 
 
 def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any]]:

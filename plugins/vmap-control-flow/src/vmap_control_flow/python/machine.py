@@ -104,6 +104,7 @@ class Machine:
         self.waiting: dict[int, list[Group]] = {}
         self.again: list[Group] = []  # have parted at a step, which they do again
         self.done: list[tuple[Group, Any]] = []
+        self.alive: list[Any] = []  # so that ids stay those of what they name
         self.code: dict[Any, tuple[Callable[..., Any], list[str], int]] = {}
 
     def run(self, step: int, variables: dict[str, Any], outer: list[Any], part: Part | None = None) -> Any:
@@ -271,8 +272,14 @@ class Machine:
             alike.setdefault(signature(group.variables, self.shared), []).append(group)
         return [self.joined(found) for found in alike.values()]
 
-    def joined(self, groups: list[Group], loose: bool = False) -> Group:
-        """Return groups of one signature as one; their variables hold ``outer``, by the name ""."""
+    def joined(self, groups: list[Group], loose: bool = False, kept: dict[int, list[Copy]] | None = None) -> Group:
+        """Return groups of one signature as one; their variables hold ``outer``, by the name "".
+
+        Args:
+            groups: the groups.
+            loose: see `structure.signature`.
+            kept: by id, what tensors of theirs are to be known by what they become, too.
+        """
         if len(groups) == 1:
             groups[0].outer = groups[0].variables.pop("")
             return groups[0]
@@ -280,6 +287,9 @@ class Machine:
         level = self.level_of(places)
         levels = [g.level for g in groups]
         variables, became = together([g.variables for g in groups], levels, level, self.shared, loose)
+        for i, x in [(i, x) for new in became for i, x in new.items() if kept and i in kept]:
+            assert kept is not None
+            kept[id(x)] = [*kept.get(id(x), ()), *kept[i]]
         copies, start = [], 0
         whole: dict[tuple[int, int], list[Copy]] = {}
         for group, new in zip(groups, became, strict=True):
@@ -344,27 +354,57 @@ class Machine:
 
     def finished(self) -> Any:
         """Return the results of all samples."""
+        groups = []
         for group, value in self.done:
             for copy in group.copies:
                 if copy.written:
                     self.write_back(copy)
             if group.level is self.base:
                 return value
-            group.copies, group.variables = [], {"value": value, "": group.outer}
-        groups = [group for group, _ in self.done]
+            group.variables = {"value": value}
+            groups.append(group)
+        kept = self.kept(groups)
         for loose in (False, True):
             alike: dict[Any, list[Group]] = {}
             for group in groups:
-                group.variables[""] = group.outer
+                group.copies, group.variables[""] = [], group.outer
                 alike.setdefault(signature(group.variables, self.shared, loose), []).append(group)
-            groups = [self.joined(found, loose) for found in alike.values()]
+            groups = [self.joined(found, loose, kept) for found in alike.values()]
         if len(groups) > 1:
+            refuse_writes(self.base, [copy.of for found in kept.values() for copy in found])
             returned = [Returned(g.level, g.places, g.variables["value"], g.outer) for g in groups]
             raise Results(self.base, returned, self.outer, self.program.name)
         (group,) = groups
         variables = {"value": group.variables["value"], "": group.outer}
-        variables, _ = part_of(variables, group.level, self.base, group.places.argsort(), self.shared)
+        size = self.base.batch_size
+        same = {i: found[0].of for i, found in kept.items() if sum(len(c.samples) for c in found) == size and _is_one(found)}
+        variables, became = part_of(variables, group.level, self.base, group.places.argsort(), self.shared, same)
+        for i, found in kept.items():
+            if i not in same and i in became:
+                refuse_writes(self.base, [became[i], *(copy.of for copy in found)])
         return restored(variables["value"], self.outer, variables[""], self.shared) if self.outer else variables["value"]
+
+    def kept(self, groups: Sequence[Group]) -> dict[int, list[Copy]]:
+        """Return the tensors in results that share memory with copies, by id: in the loop they share it with those tensors.
+
+        Where that is so for some samples only, neither can be written to: the other one would not see it.
+        """
+        found: dict[int, list[Copy]] = {}
+        for group in groups:
+            by_storage: dict[Any, list[Copy]] = {}
+            for copy in group.copies:
+                by_storage.setdefault(storage_of(copy.now), []).append(copy)
+            for x in _by_id(group.variables, group.outer, self.shared) if by_storage else ():
+                if isinstance(x, torch.Tensor):
+                    copies = by_storage.get(storage_of(x), [])
+                    found[id(x)] = [c for c in copies if c.now is x] or copies
+            self.alive.append(group.variables)
+        return {i: copies for i, copies in found.items() if copies}
+
+
+def _is_one(copies: Sequence[Copy]) -> bool:
+    """Tell whether copies are of one tensor."""
+    return all(copy.of is copies[0].of for copy in copies)
 
 
 def restored(value: Any, outer: Sequence[Any], new: Sequence[Any], shared: set[int]) -> Any:
