@@ -13,6 +13,7 @@ from .errors import (
     OpaqueCodeError,
     UnsupportedError,
     VmapError,
+    located,
     user_location,
 )
 from .levels.args import unwrap, wrap
@@ -22,8 +23,17 @@ from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_sample
 from .levels.layout import mapped, same_storage, sample_layout, settled, storage_of
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
-from .levels.ownership import fresh, leaf_level, make_leaf, own_samples, promote, requires_grad_, shared, was_made_inside
-from .levels.pieces import Piece, gradients
+from .levels.ownership import (
+    fresh,
+    leaf_level,
+    make_leaf,
+    own_samples,
+    promote,
+    requires_grad_,
+    shared,
+    was_made_inside,
+)
+from .levels.pieces import Piece, gradients, pieces_of, remember
 from .levels.read import every_sample
 from .levels.recording import current as current_recorder
 from .levels.sharing import is_refused, refuse_writes, values_around
@@ -108,6 +118,7 @@ __all__ = [
     "known_as_swapped",
     "leaf_level",
     "leaves",
+    "located",
     "logical_rank",
     "loop",
     "loop_rule",
@@ -126,6 +137,7 @@ __all__ = [
     "physical_dim",
     "physical_dims",
     "physical_with_dims",
+    "pieces_of",
     "places_of",
     "pointwise",
     "product",
@@ -134,6 +146,7 @@ __all__ = [
     "reduction",
     "refuse_writes",
     "register",
+    "remember",
     "report",
     "requires_grad_",
     "resumed",

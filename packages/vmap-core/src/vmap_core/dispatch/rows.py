@@ -14,6 +14,7 @@ from ..levels.containers import LEAVES, map_leaves
 from ..levels.layout import below_levels
 from ..levels.level import Level
 from ..levels.ownership import shared
+from ..levels.pieces import remember
 from ..levels.sharing import refuse_writes
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.dims import ensure_bdim
@@ -48,6 +49,7 @@ class Rows(dict[Level, Any]):
         return super().__contains__(level) or any(level in other.rows for other in self.further)
 
     def __missing__(self, level: Level) -> Any:
+        """Find out which samples of a level that another one stands for."""
         for other in self.further:
             if level in other.rows:
                 self[level] = found = other.rows[level].index_select(0, self[other])
@@ -83,12 +85,14 @@ def narrow(level: Level, x: Any) -> Any:
     places = [level.rows[other] for other in dims]
     if not dims:
         return shared(level, value)
-    if len(dims) == 1:
+    if len(dims) == 1 and not value.requires_grad:
         (bdim,) = dims.values()
         value = value.index_select(bdim, *places)
     else:
         own, bdim = list(dims.values()), 0
-        value = value.permute(*own, *(d for d in range(value.ndim) if d not in own))[tuple(places)]
+        whole = value
+        value = whole.permute(*own, *(d for d in range(whole.ndim) if d not in own))[tuple(places)]
+        remember(value, whole, own, places)
     out = make_batched(value, bdim, level)
     refuse_writes(level, [out])
     if level.met is not None:

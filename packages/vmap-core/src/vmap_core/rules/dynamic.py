@@ -33,7 +33,9 @@ def _common_count(info: Any, hits: Any, error: Callable[[str], Exception]) -> in
         return low
     problem = f"sizes from {low} to {high}"
     if info.part is not None:
-        info.part(make_batched(per_sample, 0, info), per_sample, "a size that depends on values", lambda: error(problem))
+        info.part(
+            make_batched(per_sample, 0, info), per_sample, "a size that depends on values", lambda: error(problem)
+        )
     raise error(problem)
 
 

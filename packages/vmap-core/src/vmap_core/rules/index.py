@@ -71,9 +71,7 @@ def _check_mask(mask: Any, bdim: int | None, x: Any, x_bdim: int | None, at: int
         )
 
 
-def _without_masks(
-    info: Any, indices: Any, dims: Any, x: Any, x_bdim: int | None
-) -> tuple[list[Any], list[Any]]:
+def _without_masks(info: Any, indices: Any, dims: Any, x: Any, x_bdim: int | None) -> tuple[list[Any], list[Any]]:
     out: list[Any] = []
     out_dims: list[Any] = []
     for i, d in zip(indices, dims, strict=True):

@@ -26,5 +26,7 @@ def in_steps(func: Any, control_flow: str) -> Any:
         raise ValueError(f"vmap: control_flow should be 'error' or 'split'. (got {control_flow!r})")
     current_table()  # loads the packs
     if not _offered:
-        raise ImportError("vmap: control_flow='split' needs a pack that is not installed: pip install vmap-control-flow")
+        raise ImportError(
+            "vmap: control_flow='split' needs a pack that is not installed: pip install vmap-control-flow"
+        )
     return _offered[0](func)

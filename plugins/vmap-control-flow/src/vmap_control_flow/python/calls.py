@@ -11,14 +11,28 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from vmap_core import DataDependentError, UnsupportedError
-from vmap_core.extend import BatchedTensor, Level, current_levels, is_refused, make_batched, narrow, physical_with_dims, refuse_writes, storage_of, taken_off, user_location, values_around
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    current_levels,
+    is_refused,
+    make_batched,
+    narrow,
+    physical_with_dims,
+    refuse_writes,
+    storage_of,
+    taken_off,
+    values_around,
+)
 
 from ..fork import Fork
-from . import lowering
-from .machine import Machine, place_of, restored
-from .numbers import KEEPS, PURE, PerSample, beside, elementwise, first_of, holds, item, number, per_sample
-from .parting import Part, raise_part
+from . import steps
+from .groups import restored
+from .helpers import END, Range, caught, entered, following, get, iterator, put
+from .machine import Machine
+from .numbers import KEEPS, PURE, PerSample, elementwise, first_of, holds, item, number
+from .parting import Part, Results, Returned, raise_part
+from .places import place_of
 from .program import Program, program_of, with_code
 from .source import NotSplitError
 from .structure import Copier, contents, is_mutable, tensors_in
@@ -48,7 +62,7 @@ def call(f: Any, /, *args: Any, **kwargs: Any) -> Any:
         if forward is not None:
             return call(forward, *args, **kwargs)
     else:
-        method = getattr(kind, "__call__", None)
+        method = getattr(kind, "__call__", None)  # noqa: B004  # a method that runs in steps is meant
         if type(method) is FunctionType and (program := _program(method)) is not None:
             return run(program, method, (f, *args), kwargs)
     for a in (*args, *kwargs.values()):
@@ -135,16 +149,24 @@ def _forward(module: Module) -> Any:
     if type(module).__call__ is not Module.__call__:
         return None
     forward = module.forward
-    if any(module.__dict__.get(name) for name in _HOOKS) or any(getattr(torch.nn.modules.module, name, None) for name in _GLOBAL_HOOKS):
+    if any(module.__dict__.get(name) for name in _HOOKS) or any(
+        getattr(torch.nn.modules.module, name, None) for name in _GLOBAL_HOOKS
+    ):
         return None
     return forward if _runs_in_steps(forward) else None
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 
 
 # ---- running one
+
 
 def run(program: Program, f: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a function as a whole; where samples part, by groups of them from there on."""
@@ -167,12 +189,18 @@ def _resumed(
         _, dims = physical_with_dims(part.of)
         if [x for x, bdim in dims if bdim is not None] == [level]:
             return Machine(program, f, HELPERS, level, shared).run(step, variables, outer, at_once)
-        fork = Fork(level, _of_all(level, part), part.what)
+        fork = (
+            part.fork
+            if isinstance(part, Results) and part.fork is not None
+            else Fork(level, _of_all(level, part), part.what)
+        )
         with taken_off(fork.outer):
-            return _of_pairs(Machine(program, f, HELPERS, fork.all, shared), fork, level, step, variables, outer)
+            return _of_pairs(Machine(program, f, HELPERS, fork.all, shared), fork, level, step, variables, outer, part)
 
 
-def _of_pairs(machine: Machine, fork: Fork, level: Level, step: int, variables: dict[str, Any], outer: list[Any]) -> Any:
+def _of_pairs(
+    machine: Machine, fork: Fork, level: Level, step: int, variables: dict[str, Any], outer: list[Any], part: Part
+) -> Any:
     """Run a machine for the samples of several levels, as those of one; return the results as tensors of the levels."""
     every = fork.all
     seen: dict[int, Any] = {}
@@ -182,10 +210,22 @@ def _of_pairs(machine: Machine, fork: Fork, level: Level, step: int, variables: 
     copier = Copier(given, lambda k: k.at(every.rows[k.level], every) if k.level in every.rows else k, machine.shared)
     new = {name: copier(x) for name, x in variables.items()}
     copies = [copier(x) for x in outer]
-    value = machine.run(step, new, copies)
+    at_once = None
+    if part.level is every and isinstance(part, Results):
+        at_once, part.outer = part, [copier(x) for x in part.outer]
+    try:
+        value = machine.run(step, new, copies, at_once)
+    except Results as results:
+        results.outer, results.fork = outer, fork
+        raise
 
     found: dict[int, Any] = {}
     tensors_in([value, copies], machine.shared, found)
+    if any(type(x) is PerSample and x.level is every for x in found.values()):  # no number for each sample of one level
+        returned = Returned(every, torch.arange(every.batch_size), value, copies)
+        of_one = Results(every, [returned], outer, machine.program.name)
+        of_one.fork = fork
+        raise of_one
     before = {storage_of(given[id(x)]): x for x in tensors}
     back: dict[int, Any] = {id(given[id(x)]): x for x in tensors}  # what it returns as it was given it is what it was
     for i, x in found.items():
@@ -195,15 +235,8 @@ def _of_pairs(machine: Machine, fork: Fork, level: Level, step: int, variables: 
             if of is not None or is_refused(every, x):
                 refuse_writes(level, [y for y in (back[i], of) if type(y) is BatchedTensor])
 
-    def number(k: PerSample) -> Any:
-        if k.level is every:
-            raise UnsupportedError(
-                f"vmap: a number that depends on the samples of two vmaps comes out of {machine.program.name}, at {user_location()} "
-                f"(control_flow='split'). Instead: let it be a tensor (no int(), float() or item())."
-            )
-        return k
-
-    return restored(Copier(back, number, machine.shared)(value), outer, [Copier(back, number, machine.shared)(x) for x in copies], machine.shared)
+    last = Copier(back, lambda k: k, machine.shared)
+    return restored(last(value), outer, [last(x) for x in copies], machine.shared)
 
 
 def _of_all(level: Level, part: Part) -> Any:
@@ -249,125 +282,9 @@ def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any
     return shared, outer
 
 
-# ---- the helpers of steps
-
-class Range:
-    """``range`` of numbers that differ from sample to sample."""
-
-    def __init__(self, *args: Any) -> None:
-        self.start, self.stop, self.step = (0, *args, 1) if len(args) == 1 else (*args, 1) if len(args) == 2 else args
-
-    def __iter__(self) -> RangeIterator:
-        return RangeIterator(self)
-
-    def __len__(self) -> int:
-        return int(self.length())
-
-    def length(self) -> Any:
-        """Return how many numbers there are."""
-        return elementwise(lambda *args: len(range(*args)), (self.start, self.stop, self.step))
-
-
-class RangeIterator:
-    """What gives its numbers: samples share a counter, and part where one of them is at its end."""
-
-    def __init__(self, of: Range) -> None:
-        self.start, self.step, self.length, self.taken = of.start, of.step, of.length(), 0
-
-    def __iter__(self) -> RangeIterator:
-        return self
-
-    def __next__(self) -> Any:
-        if self.taken < self.length:
-            value = self.start + self.taken * self.step
-            self.taken = self.taken + 1
-            return value
-        raise StopIteration
-
-
-def iterator(x: Any) -> Any:
-    """Return ``iter(x)``."""
-    return iter(x)
-
-
-_END = object()
-
-
-def following(x: Any) -> Any:
-    """Return ``next(x)``, or what stands for its end."""
-    return next(x, _END)
-
-
-def get(x: Any, index: Any) -> Any:
-    """Return ``x[index]``."""
-    if isinstance(x, torch.Tensor) and holds(index):
-        index = _indices(index, x.device)
-    return x[index]
-
-
-def put(x: Any, index: Any, value: Any) -> None:
-    """Do ``x[index] = value``."""
-    if isinstance(x, torch.Tensor) and holds(index):
-        index = _indices(index, x.device)
-    if type(value) is PerSample and isinstance(x, torch.Tensor):
-        _, value = beside(None, x, value) or (x, value)
-    x[index] = value
-
-
-def _indices(index: Any, device: Any) -> Any:
-    """Return an index with the numbers that differ from sample to sample as tensors."""
-    if type(index) is PerSample and index.kind is int and type(index.data) is not list:
-        return make_batched(index.data.to(device), 0, index.level)
-    if type(index) is tuple:
-        return tuple(_indices(i, device) if type(i) is PerSample else i for i in index)
-    return index
-
-
-class Once:
-    """A context of which nobody knows whether it can be entered again, where samples have parted in it."""
-
-    def __init__(self, context: Any) -> None:
-        self.context, self.was_entered = context, False
-
-    def __enter__(self) -> Any:
-        if self.was_entered:
-            raise UnsupportedError(
-                f"vmap: samples cannot part (control_flow='split') in a with statement of a {type(self.context).__name__}, at "
-                f"{user_location()}: it would be entered again for each group of them. Instead: let the with statement be in a function of "
-                f"its own, without what parts them."
-            )
-        self.was_entered = True
-        return self.context.__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        return self.context.__exit__(*error)
-
-
-_AGAIN = (torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast, torch.device)
-
-
-def entered(context: Any) -> Any:
-    """Return what a with statement enters."""
-    return context if isinstance(context, _AGAIN) else Once(context)
-
-
-def caught() -> None:
-    """Look at the error that the user's code has caught.
-
-    Raises:
-        DataDependentError: only some samples raise it.
-    """
-    error = sys.exc_info()[1]
-    if getattr(error, "_vmap_of_some", False):
-        raise DataDependentError(
-            f"vmap: a {type(error).__name__}, caught at {user_location()}, is that of some samples only, which have parted "
-            f"(control_flow='split') before: the others would go the way of its handler, too. Instead: test for its cause with an if."
-        ) from error
-
-
 HELPERS: dict[str, Any] = {
-    lowering.CALL: call, lowering.GET: get, lowering.SET: put, lowering.ITEM: item, lowering.ITER: iterator,
-    lowering.NEXT: following, lowering.END: _END, lowering.ENTER: entered, lowering.CAUGHT: caught, lowering.SLICE: slice,
+    steps.CALL: call, steps.GET: get, steps.SET: put, steps.ITEM: item, steps.ITER: iterator,
+    steps.NEXT: following, steps.END: END, steps.ENTER: entered, steps.CAUGHT: caught, steps.SLICE: slice,
     "_vmap_locals": locals,
 }  # fmt: skip
 
@@ -380,14 +297,16 @@ def split(func: Any) -> Any:
         levels = current_levels()
         if not levels:
             return func(*args, **kwargs)
-        level = levels[-1]
-        before, level.part = level.part, raise_part
+        before = [level.part for level in levels]
+        for level in levels:  # those further out, too: a condition may depend on their samples only
+            level.part = raise_part
         try:
             return call(func, *args, **kwargs)
         except Part as part:
             error = part.as_error()
         finally:
-            level.part = before
+            for level, was in zip(levels, before, strict=True):
+                level.part = was
         raise error
 
     return in_steps

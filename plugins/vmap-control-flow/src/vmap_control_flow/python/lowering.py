@@ -10,68 +10,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from .source import Node, NotSplitError
-
-MARK = "_vmap_step"
-CALL, GET, SET, ITEM, ITER, NEXT, END, ENTER, CAUGHT, SLICE = HELPERS = (
-    "_vmap_call", "_vmap_get", "_vmap_set", "_vmap_item", "_vmap_iter", "_vmap_next", "_vmap_end", "_vmap_enter", "_vmap_caught",
-    "_vmap_slice",
-)
-SELF = "_vmap_self"  # fmt: skip
-_SEES_VARIABLES = {"locals", "vars", "eval", "exec", "dir"}
+from .expressions import Expressions, nothing
+from .source import NotSplitError
+from .steps import END, ENTER, GET, ITER, NEXT, SELF, SET, Label, Step, assigned, called, loaded, stored
 
 
-class Label:
-    """A place in the list of steps that is jumped to."""
-
-    step = -1
-
-
-@dataclass
-class Step:
-    """One step.
-
-    Attributes:
-        kind: ``"do"`` a statement, ``"branch"`` by a variable's truth to the first or the second target, ``"jump"``, ``"return"``.
-        node: the statement; of a branch or return the expression.
-        targets: where it goes on.
-        within: the variables that hold the contexts it runs in, outermost first.
-        whole: why samples cannot part in it, if they cannot; "" else.
-    """
-
-    kind: str
-    node: Any = None
-    targets: tuple[Label, ...] = ()
-    within: tuple[str, ...] = ()
-    whole: str = ""
-
-
-@dataclass
-class Lowering:
-    """Walks a function's syntax tree.
-
-    Attributes:
-        steps: the flat form.
-            body: the other one: the statements of the block that the walk is in.
-        within: the variables that hold the contexts around.
-        loops: where ``break`` and ``continue`` go, innermost last.
-        at: the statement that the walk is in.
-        line: what tells the line of the next step.
-    """
-
-    func: Node
-    variables: set[str]
-    class_name: str
-    steps: list[Step] = field(default_factory=list)
-    body: list[ast.stmt] = field(default_factory=list)
-    within: tuple[str, ...] = ()
-    loops: list[tuple[Label, Label]] = field(default_factory=list)
-    made: int = 0
-    at: Any = None
-    line: Any = None
+class Lowering(Expressions):
+    """Walks a function's syntax tree."""
 
     def run(self) -> None:
         """Fill `steps` and `body`."""
@@ -79,184 +26,6 @@ class Lowering:
         self.at = self.line = self.func
         self.statements(body if isinstance(body, list) else [ast.copy_location(ast.Return(body), body)])
         self.returns(ast.Constant(None))
-
-    # ---- steps
-
-    def do(self, node: ast.stmt, whole: str = "") -> None:
-        """Add a statement as a step."""
-        ast.copy_location(node, self.line)
-        self.mark()
-        self.body.append(node)
-        self.steps.append(Step("do", node, within=self.within, whole=whole))
-
-    def mark(self) -> None:
-        """Say in the other form which step comes."""
-        self.body.append(ast.copy_location(assigned(MARK, ast.Constant(len(self.steps))), self.line))
-
-    def jump(self, to: Label) -> None:
-        """Go on elsewhere."""
-        self.steps.append(Step("jump", targets=(to,)))
-
-    def place(self, label: Label) -> None:
-        """Let a label be the next step."""
-        label.step = len(self.steps)
-
-    def returns(self, value: ast.expr) -> None:
-        """End the function."""
-        self.steps.append(Step("return", value, within=self.within))
-        self.body.append(ast.copy_location(ast.Return(value), self.at))
-
-    def branch(self, test: ast.expr, then: Callable[[], None], orelse: Callable[[], None]) -> None:
-        """Go one of two ways, which meet again."""
-        hit, miss, out = Label(), Label(), Label()
-        at, outer = self.at, self.body
-        self.mark()
-        self.steps.append(Step("branch", test, (hit, miss), self.within))
-        self.body = []
-        self.place(hit)
-        then()
-        self.jump(out)
-        hits, self.body = self.body or [ast.Pass()], []
-        self.place(miss)
-        orelse()
-        self.place(out)
-        node = ast.If(test, hits, self.body)
-        self.body = outer
-        self.at = at
-        self.body.append(ast.copy_location(node, at))
-
-    def variable(self) -> str:
-        """Return the name of a new variable."""
-        self.made += 1
-        name = f"_vmap_{self.made}"
-        self.variables.add(name)
-        return name
-
-    # ---- expressions
-
-    def atom(self, e: ast.expr) -> ast.expr:
-        """Return a variable or a constant that is an expression's value, after the steps that compute it."""
-        if isinstance(e, ast.Constant) or (isinstance(e, ast.Name) and not self.changes_names):
-            return e
-        name = self.variable()
-        self.into(name, e)
-        return loaded(name)
-
-    def own(self, e: ast.expr) -> ast.expr:
-        """Return a variable of the function, or a constant, that is an expression's value."""
-        found = self.atom(e)
-        if isinstance(found, ast.Name) and found.id not in self.variables:
-            name = self.variable()
-            self.do(assigned(name, found))
-            found = loaded(name)
-        return found
-
-    def into(self, name: str, e: ast.expr) -> None:
-        """Add the steps that give a variable the value of an expression."""
-        self.line = e if hasattr(e, "lineno") else self.line
-        match e:
-            case ast.BoolOp(op, [first, *rest]):
-                self.into(name, first)
-                for other in rest:
-                    go_on: Any = lambda other=other: self.into(name, other)
-                    ways = (go_on, _nothing) if isinstance(op, ast.And) else (_nothing, go_on)
-                    self.branch(loaded(name), *ways)
-            case ast.IfExp(test, body, orelse):
-                self.branch(self.own(test), lambda: self.into(name, body), lambda: self.into(name, orelse))
-            case ast.Compare(left, [op, *ops], [right, *others]) if ops:
-                a, b = self.atom(left), self.atom(right)
-                self.do(assigned(name, ast.Compare(a, [op], [b])))
-                rest = ast.copy_location(ast.Compare(b, ops, others), e)
-                self.branch(loaded(name), lambda: self.into(name, rest), _nothing)
-            case _:
-                self.do(assigned(name, self.value(e)))
-
-    def atoms(self, expressions: Sequence[ast.expr | None]) -> list[Any]:
-        """Return variables and constants for expressions, computed from left to right; None for None."""
-        found = []
-        for i, e in enumerate(expressions):
-            if isinstance(e, ast.Starred):
-                found.append(ast.Starred(self.atom(e.value), ast.Load()))
-                continue
-            is_global = isinstance(e, ast.Name) and e.id not in self.variables
-            if is_global and any(isinstance(x, ast.Call) for later in expressions[i + 1 :] if later for x in ast.walk(later)):
-                name = self.variable()  # a call that comes later may give it another value
-                self.do(assigned(name, e))
-                e = loaded(name)
-            found.append(None if e is None else self.atom(e))
-        return found
-
-    def value(self, e: ast.expr) -> ast.expr:
-        """Return an expression of one operation on variables and constants, after the steps before it."""
-        match e:
-            case ast.Constant() | ast.Name():
-                return e
-            case ast.BinOp(left, op, right):
-                a, b = self.atoms([left, right])
-                return ast.BinOp(a, op, b)
-            case ast.UnaryOp(op, operand):
-                return ast.UnaryOp(op, self.atom(operand))
-            case ast.Compare(left, [op], [right]):
-                a, b = self.atoms([left, right])
-                return ast.Compare(a, [op], [b])
-            case ast.Call():
-                return self.call(e)
-            case ast.Attribute(value, name):
-                return ast.Attribute(self.atom(value), self.mangled(name), ast.Load())
-            case ast.Subscript(value, index):
-                if isinstance(index, ast.Slice):
-                    a, *ends = self.atoms([value, index.lower, index.upper, index.step])
-                    return called(GET, a, slice_of(ends))
-                a, b = self.atoms([value, index])
-                return called(GET, a, b)
-            case ast.Slice(lower, upper, step):
-                return slice_of(self.atoms([lower, upper, step]))
-            case ast.Tuple(elements) | ast.List(elements):
-                return type(e)(self.atoms(elements), ast.Load())
-            case ast.Set(elements):
-                return ast.Set(self.atoms(elements))
-            case ast.Dict(keys, values):
-                pairs = self.atoms([x for pair in zip(keys, values, strict=True) for x in pair])
-                return ast.Dict(pairs[::2], pairs[1::2])
-            case ast.NamedExpr(target, value):
-                self.into(target.id, value)
-                return loaded(target.id)
-            case ast.BoolOp() | ast.IfExp() | ast.Compare():
-                return self.atom(e)
-            case ast.Yield() | ast.YieldFrom() | ast.Await():
-                raise NotSplitError("it is a generator or a coroutine")
-        return self.opaque(e)
-
-    def call(self, e: ast.Call) -> ast.expr:
-        """Return a call, as one that `calls` makes."""
-        match e:
-            case ast.Call(ast.Name("super"), [], []) if "__class__" not in self.variables:
-                return ast.Call(loaded("super"), [loaded("__class__"), loaded(self.func.args.args[0].arg)], [])
-            case ast.Call(ast.Name(name)) if name in _SEES_VARIABLES - self.variables:
-                raise NotSplitError(f"it calls {name}()")
-            case ast.Call(ast.Attribute(value, "item"), [], []):
-                return called(ITEM, self.atom(value))
-        keywords = [k.value for k in e.keywords]
-        func, *rest = self.atoms([e.func, *e.args, *keywords])
-        args, values = rest[: len(e.args)], rest[len(e.args) :]
-        named = [ast.keyword(k.arg, v) for k, v in zip(e.keywords, values, strict=True)]
-        return ast.Call(loaded(CALL), [func, *args], named)
-
-    def opaque(self, e: Any) -> Any:
-        """Return an expression or statement as it is, but with calls that `calls` makes."""
-        return _Calls(self).visit(e)
-
-    @property
-    def changes_names(self) -> bool:
-        """Whether the statement assigns within an expression (``:=``)."""
-        return any(isinstance(x, ast.NamedExpr) for x in ast.walk(self.at))
-
-    def mangled(self, name: str) -> str:
-        """Return a private name as its class has it."""
-        private = name.startswith("__") and not name.endswith("__") and self.class_name
-        return f"_{self.class_name.lstrip('_')}{name}" if private else name
-
-    # ---- statements
 
     def statements(self, body: Sequence[ast.stmt]) -> None:
         """Add the steps of a block."""
@@ -376,7 +145,7 @@ class Lowering:
         """``assert test, message``."""
         args = [] if s.msg is None else [s.msg]
         error = ast.Raise(ast.Call(loaded("AssertionError"), args, []), None)
-        self.branch(self.own(s.test), _nothing, lambda: self.on_Raise(ast.copy_location(error, s)))
+        self.branch(self.own(s.test), nothing, lambda: self.on_Raise(ast.copy_location(error, s)))
 
     def on_Return(self, s: ast.Return) -> None:
         """``return value``."""
@@ -400,7 +169,11 @@ class Lowering:
             return []
         given: dict[Any, ast.expr] = dict(zip(names, call.args, strict=False))
         given.update({k.arg: k.value for k in call.keywords})
-        if len(call.args) > len(names) or not given.keys() <= set(names) or len(given) < len(call.args) + len(call.keywords):
+        if (
+            len(call.args) > len(names)
+            or not given.keys() <= set(names)
+            or len(given) < len(call.args) + len(call.keywords)
+        ):
             return []
         defaults = ast.Attribute(loaded(SELF), "__defaults__", ast.Load())
         first = len(names) - len(a.defaults)
@@ -520,38 +293,6 @@ class Lowering:
         self.within = before
 
 
-class _Calls(ast.NodeTransformer):
-    """Lets calls within an expression or statement go through `calls`; functions defined in it are left alone."""
-
-    def __init__(self, lowering: Lowering) -> None:
-        self.lowering = lowering
-
-    def visit_Call(self, node: ast.Call) -> Any:
-        match node:
-            case ast.Call(ast.Name(name)) if name in _SEES_VARIABLES | {"super"} - self.lowering.variables:
-                raise NotSplitError(f"it calls {name}() within an expression")
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        return ast.copy_location(ast.Call(loaded(CALL), [node.func, *node.args], node.keywords), node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> Any:
-        node.attr = self.lowering.mangled(node.attr)
-        return self.generic_visit(node)
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> Any:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        node.body.insert(0, ast.copy_location(ast.Expr(called(CAUGHT)), node))
-        return node
-
-    def _alone(self, node: Any) -> Any:
-        return node
-
-    visit_Lambda = visit_FunctionDef = visit_ClassDef = visit_AsyncFunctionDef = _alone
-
-
-def _nothing() -> None:
-    """Add no step."""
-
-
 def _jumps(s: ast.stmt) -> bool:
     """Tell whether a statement leaves by a jump: a return, or a break of a loop around it."""
     if isinstance(s, ast.Return | ast.Break | ast.Continue):
@@ -562,29 +303,3 @@ def _jumps(s: ast.stmt) -> bool:
     if isinstance(s, ast.For | ast.While):
         return any(isinstance(x, ast.Return) for x in ast.walk(s))
     return any(_jumps(x) for x in inner)  # type: ignore[arg-type]
-
-
-def loaded(name: str) -> Any:
-    """Return the use of a variable."""
-    return ast.Name(name, ast.Load())
-
-
-def stored(name: ast.expr) -> Any:
-    """Return a variable as one that is given a value."""
-    assert isinstance(name, ast.Name)
-    return ast.Name(name.id, ast.Store())
-
-
-def assigned(name: str, value: ast.expr) -> ast.stmt:
-    """Return ``name = value``."""
-    return ast.Assign([ast.Name(name, ast.Store())], value)
-
-
-def called(name: str, *args: Any) -> ast.expr:
-    """Return a call of a helper."""
-    return ast.Call(loaded(name), list(args), [])
-
-
-def slice_of(ends: Sequence[Any]) -> ast.expr:
-    """Return a slice."""
-    return called(SLICE, *(ast.Constant(None) if e is None else e for e in ends))

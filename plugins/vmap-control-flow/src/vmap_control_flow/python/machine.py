@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
@@ -17,80 +16,19 @@ import torch
 from vmap_core import InplaceError
 from vmap_core.extend import BatchedTensor, Level, promote, refuse_writes, rows_level, storage_of, user_location
 
-from .lowering import MARK
+from .groups import Copy, Group, can_be_written, restored, values_in
 from .parting import Part, Results, Returned
+from .places import place_of, target_of
 from .program import Program, with_code
-from .structure import Copier, contents, fill, part_of, signature, tensors_in, together
-
-
-@dataclass
-class Copy:
-    """A tensor of a group that is a copy of some samples of one from before the groups parted.
-
-    Attributes:
-        of: that tensor.
-        now: the group's.
-        samples: which samples of that one it holds.
-        places: which samples of the group they are; None for all.
-    """
-
-    of: Any
-    now: Any
-    samples: Any
-    places: Any
-    was_written: bool = False
-    before: Any = None
-
-    def __post_init__(self) -> None:
-        self.before = (self.now._value, self.now._value._version)
-
-    @property
-    def written(self) -> bool:
-        """Whether it has been written to."""
-        value, version = self.before
-        return self.was_written or self.now._value is not value or value._version != version
-
-    def at(self, rows: Any, size: int) -> tuple[Any, Any]:
-        """Return which samples it holds of some of the group's, and where they are among these; None for none.
-
-        Args:
-            rows: which of the group's samples (n).
-            size: how many the group has.
-        """
-        if self.places is None:
-            return self.samples.index_select(0, rows), None
-        where = torch.full((size,), -1)
-        where[rows] = torch.arange(len(rows))
-        places = where[self.places]
-        kept = places >= 0
-        return (self.samples[kept], places[kept]) if kept.any() else (None, None)
-
-
-@dataclass
-class Group:
-    """Some of the samples.
-
-    Attributes:
-        level: theirs.
-        places: which samples they are of those that there are (n).
-        step: the one that comes.
-        variables: by name.
-        outer: its own of the objects from around the function.
-        copies: what is to be written back.
-    """
-
-    level: Level
-    places: Any
-    step: int
-    variables: dict[str, Any]
-    outer: list[Any]
-    copies: list[Copy] = field(default_factory=list)
+from .structure import part_of, signature, together
 
 
 class Machine:
     """Runs a program for all samples of a level, or of several, from a step at which they differ."""
 
-    def __init__(self, program: Program, func: FunctionType, helpers: dict[str, Any], base: Level, shared: set[int]) -> None:
+    def __init__(
+        self, program: Program, func: FunctionType, helpers: dict[str, Any], base: Level, shared: set[int]
+    ) -> None:
         """Prepare it.
 
         Args:
@@ -243,9 +181,9 @@ class Machine:
             elif copy.written:
                 self.write_back(copy, rows)
         if group.level is self.base:
-            for x in _by_id(variables, group.outer, self.shared):
+            for x in values_in(variables, group.outer, self.shared):
                 now = became.get(id(x))
-                if type(x) is BatchedTensor and now is not None and _can_be_written(x):
+                if type(x) is BatchedTensor and now is not None and can_be_written(x):
                     copies.append(Copy(x, now, rows, None))
         out = Group(level, which, step, new, new.pop(""), copies)
         level.met = lambda x: self.met_outside(out, x)
@@ -272,7 +210,7 @@ class Machine:
             alike.setdefault(signature(group.variables, self.shared), []).append(group)
         return [self.joined(found) for found in alike.values()]
 
-    def joined(self, groups: list[Group], loose: bool = False, kept: dict[int, list[Copy]] | None = None) -> Group:
+    def joined(self, groups: list[Group], loose: bool = False, kept: Kept | None = None) -> Group:
         """Return groups of one signature as one; their variables hold ``outer``, by the name "".
 
         Args:
@@ -371,97 +309,44 @@ class Machine:
                 alike.setdefault(signature(group.variables, self.shared, loose), []).append(group)
             groups = [self.joined(found, loose, kept) for found in alike.values()]
         if len(groups) > 1:
-            refuse_writes(self.base, [copy.of for found in kept.values() for copy in found])
+            refuse_writes(self.base, [copy.of for found in kept.values() for copy, _ in found])
             returned = [Returned(g.level, g.places, g.variables["value"], g.outer) for g in groups]
             raise Results(self.base, returned, self.outer, self.program.name)
         (group,) = groups
         variables = {"value": group.variables["value"], "": group.outer}
         size = self.base.batch_size
-        same = {i: found[0].of for i, found in kept.items() if sum(len(c.samples) for c in found) == size and _is_one(found)}
+        same = {i: found[0][0].of for i, found in kept.items() if _is_one(found, size)}
         variables, became = part_of(variables, group.level, self.base, group.places.argsort(), self.shared, same)
         for i, found in kept.items():
             if i not in same and i in became:
-                refuse_writes(self.base, [became[i], *(copy.of for copy in found)])
-        return restored(variables["value"], self.outer, variables[""], self.shared) if self.outer else variables["value"]
+                refuse_writes(self.base, [became[i], *(copy.of for copy, _ in found)])
+        return (
+            restored(variables["value"], self.outer, variables[""], self.shared) if self.outer else variables["value"]
+        )
 
-    def kept(self, groups: Sequence[Group]) -> dict[int, list[Copy]]:
+    def kept(self, groups: Sequence[Group]) -> Kept:
         """Return the tensors in results that share memory with copies, by id: in the loop they share it with those tensors.
 
         Where that is so for some samples only, neither can be written to: the other one would not see it.
         """
-        found: dict[int, list[Copy]] = {}
+        found: Kept = {}
         for group in groups:
             by_storage: dict[Any, list[Copy]] = {}
             for copy in group.copies:
                 by_storage.setdefault(storage_of(copy.now), []).append(copy)
-            for x in _by_id(group.variables, group.outer, self.shared) if by_storage else ():
+            for x in values_in(group.variables, group.outer, self.shared) if by_storage else ():
                 if isinstance(x, torch.Tensor):
                     copies = by_storage.get(storage_of(x), [])
-                    found[id(x)] = [c for c in copies if c.now is x] or copies
+                    found[id(x)] = [(c, True) for c in copies if c.now is x] or [(c, False) for c in copies]
             self.alive.append(group.variables)
         return {i: copies for i, copies in found.items() if copies}
 
 
-def _is_one(copies: Sequence[Copy]) -> bool:
-    """Tell whether copies are of one tensor."""
-    return all(copy.of is copies[0].of for copy in copies)
+def _is_one(found: Sequence[tuple[Copy, bool]], size: int) -> bool:
+    """Tell whether a result is one tensor for all of so many samples."""
+    of = found[0][0].of
+    return all(exact and copy.of is of for copy, exact in found) and sum(len(copy.samples) for copy, _ in found) == size
 
 
-def restored(value: Any, outer: Sequence[Any], new: Sequence[Any], shared: set[int]) -> Any:
-    """Let objects from around a function be what they have become; return its result, which may name them."""
-    copier = Copier({id(n): old for n, old in zip(new, outer, strict=True)}, lambda k: k, shared)
-    inside = [[copier(x) for x in contents(n)[1]] for n in new]  # type: ignore[index]
-    for old, n, values in zip(outer, new, inside, strict=True):
-        (old.__dict__ if hasattr(old, "__dict__") and not isinstance(old, dict) else old).clear()
-        fill(old, n, values)
-    return copier(value)
-
-
-def target_of(node: Any) -> str | None:
-    """Return the variable that a step stores its result in; None if it drops it."""
-    return node.targets[0].id if isinstance(node, ast.Assign) else None
-
-
-def _by_id(variables: dict[str, Any], outer: Any, shared: set[int]) -> list[Any]:
-    seen: dict[int, Any] = {}
-    tensors_in([*variables.values(), outer], shared, seen)
-    return list(seen.values())
-
-
-def _can_be_written(x: Any) -> bool:
-    return x._bdim is not None or x._origin is not None
-
-
-def place_of(part: Part, run: Any, program: Program) -> tuple[int, dict[str, Any]]:
-    """Return the step at which samples part, and the variables there.
-
-    Raises:
-        DataDependentError: they cannot part there.
-    """
-    trace = part.__traceback__
-    while trace is not None and trace.tb_frame.f_code is not run.__code__:
-        trace = trace.tb_next
-    assert trace is not None
-    variables = dict(trace.tb_frame.f_locals)
-    step = variables.pop(MARK)
-    why = program.refused or program.steps[step].whole or between(part, trace.tb_next)
-    part.__traceback__ = None
-    if why:
-        raise part.as_error(f"{program.name}: {why}") from None
-    return step, variables
-
-
-_OWN = __name__.partition(".")[0]
-_TORCHS = {"torch._tensor", "torch.functional", "torch.nn.functional", "torch.overrides", "torch._ops"}
-
-
-def between(part: Part, trace: Any) -> str:
-    """Say why a step cannot be run again for each group: code that it calls is half run. "" if it can."""
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
-        ours = name.startswith(_OWN) or (name.partition(".")[0] == "vmap_core" and not isinstance(part, Results))
-        if not ours and (name not in _TORCHS or isinstance(part, Results)):
-            code = trace.tb_frame.f_code
-            return f"{code.co_name}, called there, cannot be run in steps"
-        trace = trace.tb_next
-    return ""
+Kept = dict[int, list[tuple[Copy, bool]]]
+"""The copies that a tensor shares memory with, by its id, and whether it is the copy itself."""

@@ -11,7 +11,22 @@ from typing import Any
 
 import torch
 
-from vmap_core.extend import BatchedTensor, Level, Piece, fresh, is_refused, make_batched, narrow, refuse_writes, sample_layout, shared, storage_of, was_made_inside
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    Piece,
+    fresh,
+    is_refused,
+    make_batched,
+    narrow,
+    pieces_of,
+    refuse_writes,
+    remember,
+    sample_layout,
+    shared,
+    storage_of,
+    was_made_inside,
+)
 
 
 def classes(tensors: Sequence[Any]) -> list[list[Any]]:
@@ -54,7 +69,9 @@ def _narrowed(tensors: Sequence[Any], level: Level, rows: Any) -> list[Any]:
         memory = matrix.expand(len(rows), -1).clone(memory_format=torch.contiguous_format)
     else:
         memory = matrix.index_select(0, rows.to(matrix.device))
-    return [_remembered(new, [x], [rows]) for new, x in zip(_views(tensors, memory, start, level), tensors, strict=True)]
+    return [
+        _remembered(new, [x], [rows]) for new, x in zip(_views(tensors, memory, start, level), tensors, strict=True)
+    ]
 
 
 def joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Level, loose: bool = False) -> list[Any]:
@@ -70,7 +87,9 @@ def joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Level
     if all(x is first[i] for part in parts for i, x in enumerate(part)):
         return list(first)
     refused = any(
-        is_refused(own, x) or _outside_value(x, own) is not None for part, own in zip(parts, levels, strict=True) for x in part
+        is_refused(own, x) or _outside_value(x, own) is not None
+        for part, own in zip(parts, levels, strict=True)
+        for x in part
     )
     parts = [[narrow(own, x) for x in part] for part, own in zip(parts, levels, strict=True)]
     out = [_catted([x for (x,) in parts], levels, level)] if loose else _joined(parts, levels, level)
@@ -87,21 +106,23 @@ def _joined(parts: Sequence[Sequence[Any]], levels: Sequence[Level], level: Leve
             return [shared(level, values[0])]
         if all(_is_simple(x, own) for (x,), own in zip(parts, levels, strict=True)):
             return [_catted([x for (x,) in parts], levels, level)]
-    blocks = [_block(part) for part in parts]
-    if any(b is None for b in blocks):
+    blocks = [b for b in map(_block, parts) if b is not None]
+    if len(blocks) < len(parts):
         out = [_catted(column, levels, level) for column in zip(*parts, strict=True)]
         refuse_writes(level, out)
         return out
-    pieces = [m.expand(own.batch_size, -1) if m.shape[0] == 1 else m for (m, _), own in zip(blocks, levels, strict=True)]  # type: ignore[misc]
-    out = _views(first, torch.cat(pieces), blocks[0][1], level)  # type: ignore[index]
+    pieces = [
+        m.expand(own.batch_size, -1) if m.shape[0] == 1 else m for (m, _), own in zip(blocks, levels, strict=True)
+    ]
+    out = _views(first, torch.cat(pieces), blocks[0][1], level)
     return [_remembered(new, column, levels) for new, column in zip(out, zip(*parts, strict=True), strict=True)]
 
 
 def layout_of(x: Any) -> Any:
     """Return what two tensors have alike, by which those of two groups can be one."""
     if type(x) is not BatchedTensor:
-        strides = x.stride() if x.layout is torch.strided else None
-        return tuple(x.shape), x.dtype, x.device, strides, x.storage_offset() if strides is not None else 0, x.requires_grad
+        strides, offset = (x.stride(), x.storage_offset()) if x.layout is torch.strided else (x.layout, 0)
+        return tuple(x.shape), x.dtype, x.device, strides, offset, x.requires_grad
     value = x._value
     if value.layout is not torch.strided:
         return tuple(x.shape), x.dtype, x.device, value.layout, 0, value.requires_grad
@@ -181,7 +202,9 @@ def _block(tensors: Sequence[Any]) -> tuple[Any, int] | None:
                 return None
     anchor: Any = max(values, key=lambda v: v.numel())
     if any(v.requires_grad for v in values):
-        if any(not v.requires_grad or (v.is_leaf and v._is_view()) for v in values):  # a view made without recording is no part of the graph
+        if any(
+            not v.requires_grad or (v.is_leaf and v._is_view()) for v in values
+        ):  # a view made without recording is no part of the graph
             return None
         if anchor.numel() < n * size and len(values) > 1:
             anchor = anchor if anchor._base is None else anchor._base
@@ -222,28 +245,20 @@ def _remembered(new: Any, of: Sequence[Any], rows: Sequence[Any]) -> Any:
         of: the tensor it was narrowed from, or those that it was joined from.
         rows: which samples of that one; or the levels of these.
     """
-    if new._value.requires_grad:
-        pieces: list[Piece] = []
-        if len(of) == 1:
-            where = rows[0].new_full((of[0]._level.batch_size,), -1)
-            where[rows[0]] = torch.arange(len(rows[0]))
-            for piece in _pieces(of[0], of[0]._level):
-                places = where[piece.places]
-                kept = places >= 0
-                pieces.append(Piece(piece.tensor, piece.bdim, piece.samples[kept], places[kept]))
-        else:
-            start = 0
-            for x, level in zip(of, rows, strict=True):
-                pieces += [Piece(p.tensor, p.bdim, p.samples, p.places + start) for p in _pieces(x, level)]
-                start += level.batch_size
-        new._value._vmap_pieces = [p for p in pieces if len(p.places)]
+    if not new._value.requires_grad:
+        return new
+    if len(of) == 1:
+        x = of[0]
+        if x._bdim is not None:
+            remember(new._value, x._value, (x._bdim,), rows)
+        return new
+    pieces: list[Piece] = []
+    start = 0
+    for x, level in zip(of, rows, strict=True):
+        of_group = type(x) is BatchedTensor and x._level is level
+        value, bdim = (x._value, x._bdim) if of_group else (x, None)
+        own = pieces_of(value, () if bdim is None else (bdim,), level.batch_size)
+        pieces += [Piece(p.tensor, p.dims, p.samples, p.places + start) for p in own]
+        start += level.batch_size
+    new._value._vmap_pieces = pieces
     return new
-
-
-def _pieces(x: Any, level: Level) -> Sequence[Piece]:
-    of_group = type(x) is BatchedTensor and x._level is level
-    value, bdim = (x._value, x._bdim) if of_group else (x, None)
-    if not value.requires_grad:
-        return ()
-    every = torch.arange(level.batch_size)
-    return getattr(value, "_vmap_pieces", None) or [Piece(value, bdim, every, every)]

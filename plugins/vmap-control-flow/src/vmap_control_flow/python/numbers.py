@@ -16,6 +16,7 @@ import torch
 
 from vmap_core.extend import BatchedTensor, Level, make_batched
 
+from .._torch import DisableTorchFunction
 from .parting import Part
 
 
@@ -49,13 +50,18 @@ class PerSample:
     def at(self, rows: Any, level: Level) -> Any:
         """Return the numbers of some samples (n), as those of a level."""
         data = self.data
-        return per_sample(level, [data[i] for i in rows.tolist()] if type(data) is list else data.index_select(0, rows), self.bound or None)
+        return per_sample(
+            level,
+            [data[i] for i in rows.tolist()] if type(data) is list else data.index_select(0, rows),
+            self.bound or None,
+        )
 
     def part(self, what: str) -> Part:
         """Return what parts the samples by their number."""
         return Part(self.level, self.data, what)
 
     def __getattr__(self, name: str) -> Any:
+        """Let samples part where an attribute of a number is asked for."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise self.part(f"the attribute {name!r} of a number")
@@ -80,6 +86,11 @@ def per_sample(level: Level, data: Any, bound: int | None = None) -> Any:
         data: a list of numbers, or a tensor of int64, float64 or bool.
         bound: what no number of an int64 tensor exceeds; None to find out.
     """
+    with DisableTorchFunction():
+        return _per_sample(level, data, bound)
+
+
+def _per_sample(level: Level, data: Any, bound: int | None) -> Any:
     if type(data) is list:
         kind = type(data[0])
         if any(type(v) is not kind for v in data) or kind not in _DTYPES:
@@ -118,7 +129,8 @@ def put_together(column: Sequence[Any], levels: Sequence[Level], level: Level) -
 def elementwise(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     """Return what a function of Python numbers gives for each sample."""
     level = first_of(args).level
-    found = _at_once(func, args)
+    with DisableTorchFunction():  # numbers are below all levels
+        found = _at_once(func, args)
     if found is not None:
         return per_sample(level, *found)
     columns = [a.values if type(a) is PerSample else [a] * level.batch_size for a in args]
@@ -202,7 +214,13 @@ def number(kind: Any, x: Any) -> Any:
     try:
         return kind(x)
     except Part as part:
-        if type(x) is BatchedTensor and part.level is x._level and part.rows is not None and x.numel() == 1 and x._bdim is not None:
+        if (
+            type(x) is BatchedTensor
+            and part.level is x._level
+            and part.rows is not None
+            and x.numel() == 1
+            and x._bdim is not None
+        ):
             return per_sample(part.level, [kind(v) for v in part.answers])
         raise
 
@@ -212,7 +230,13 @@ def item(x: Any) -> Any:
     try:
         return x.item()
     except Part as part:
-        if type(x) is BatchedTensor and part.level is x._level and part.rows is not None and x.numel() == 1 and x._bdim is not None:
+        if (
+            type(x) is BatchedTensor
+            and part.level is x._level
+            and part.rows is not None
+            and x.numel() == 1
+            and x._bdim is not None
+        ):
             return per_sample(part.level, part.answers)
         raise
 
@@ -230,7 +254,7 @@ def _binary(plain: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Any, A
     return run
 
 
-def _unary(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _unary(plain: Any) -> Callable[[Any], Any]:
     return lambda self: elementwise(plain, (self,))
 
 

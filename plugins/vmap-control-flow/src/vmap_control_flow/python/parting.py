@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vmap_core import DataDependentError
-from vmap_core.extend import BatchedTensor, Level, make_batched, user_location
+from vmap_core.errors import internal_modules
+from vmap_core.extend import BatchedTensor, Level, located, make_batched, user_location
 
 
 class Part(BaseException):
@@ -20,7 +21,10 @@ class Part(BaseException):
         rows: their answers, a plain tensor (n) or a list; None where samples of a level further out differ, too.
         what: what asks.
         of: a tensor that depends on the levels which the answers depend on.
+        where: the place in the user's code, once it has been caught.
     """
+
+    where: str | None = None
 
     def __init__(
         self, level: Level, rows: Any, what: str, of: Any = None, error: Callable[[], Exception] | None = None
@@ -52,13 +56,25 @@ class Part(BaseException):
 
     def as_error(self, why: str = "") -> Exception:
         """Return the error that it is where samples cannot part."""
-        text = f"  Samples cannot part here (control_flow='split'): {why}." if why else ""
-        if self._error is not None:
-            error = self._error()
-            return type(error)(f"{error}\n{text}" if text else str(error))
-        return DataDependentError(
-            f"vmap: {self.what} differs from sample to sample, at {user_location()}, in vmap of {self.level.name!r}.\n{text}"
-        )
+        text = f"\n  Samples cannot part here (control_flow='split'): {why}." if why else ""
+        with located(self.where or place_in(self.__traceback__)):
+            if self._error is not None:
+                error = self._error()
+                return type(error)(f"{error}{text}") if text else error
+            return DataDependentError(
+                f"vmap: {self.what} differs from sample to sample, at {user_location()}, in vmap of {self.level.name!r}.{text}"
+            )
+
+
+def place_in(trace: Any) -> str | None:
+    """Return ``file:line`` of the innermost frame of the user's in a traceback."""
+    place = None
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name not in internal_modules:
+            place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
 
 
 def raise_part(x: Any, rows: Any, what: str, error: Callable[[], Exception]) -> None:
@@ -104,7 +120,10 @@ class Results(Part):
     Attributes:
         returned: the groups' results.
         outer: the objects from around the function.
+        fork: of the levels whose samples they are, where these are several.
     """
+
+    fork: Any = None
 
     def __init__(self, level: Level, returned: Sequence[Returned], outer: list[Any], name: str) -> None:
         super().__init__(level, [], f"the structure, shape or type of what {name} returns")

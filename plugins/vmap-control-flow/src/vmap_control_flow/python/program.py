@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
-from . import lowering
-from .lowering import HELPERS, SELF, Lowering, Step, loaded
+from .lowering import Lowering
 from .source import NotSplitError, node_of
+from .steps import HELPERS, MARK, SELF, Step, assigned, loaded
 
 _FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -23,7 +23,7 @@ class Program:
     """The steps of a function, and what is compiled of them.
 
     Attributes:
-        steps: the flat form (see `lowering.Step`).
+        steps: the flat form (see `steps.Step`).
         live: the variables that each step, or one after it, may use before it gives them another value.
         starts: the steps that are jumped to, where groups of samples meet.
         refused: why samples cannot part in it; "" if they can.
@@ -50,7 +50,9 @@ class Program:
         self.starts = {label.step for step in self.steps for label in step.targets}
         self.live = self._live()
         args = copy.copy(node.args)
-        args.defaults = [ast.Constant(None)] * len(args.defaults)  # only their number counts: the function's own are set
+        args.defaults = [ast.Constant(None)] * len(
+            args.defaults
+        )  # only their number counts: the function's own are set
         args.kw_defaults = [d and ast.Constant(None) for d in args.kw_defaults]
         for arg in ast.walk(args):
             if isinstance(arg, ast.arg):
@@ -76,7 +78,7 @@ class Program:
     def _part(self, start: int, missing: frozenset[str]) -> tuple[CodeType, list[str], int]:
         end, body, within = start, [], self.steps[start].within
         while self.steps[end].kind == "do" and self.steps[end].within == within:
-            body += [lowering.assigned(lowering.MARK, ast.Constant(end)), self.steps[end].node]
+            body += [assigned(MARK, ast.Constant(end)), self.steps[end].node]
             ast.copy_location(body[-2], body[-1])
             end += 1
             if end in self.starts:
@@ -86,7 +88,7 @@ class Program:
             body = [ast.With([ast.withitem(loaded(context))], body)]
         names = sorted(self.live[start] - missing)
         if missing:
-            unset = [lowering.assigned(name, ast.Constant(None)) for name in sorted(missing)]
+            unset = [assigned(name, ast.Constant(None)) for name in sorted(missing)]
             body.insert(0, ast.If(ast.Constant(False), unset, []))
         args = ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, [])
         return self._compiled(args, body), names, end

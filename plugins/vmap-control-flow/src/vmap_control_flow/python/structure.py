@@ -21,8 +21,11 @@ from vmap_core.extend import BatchedTensor, Level, user_location
 from .memory import classes, joined, layout_of, narrowed
 from .numbers import PerSample, put_together
 
-_ATOMS = {range, int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size}
-_ITERATORS = {type(iter(x)) for x in ([], (), range(0), "", {}, {}.values(), {}.items(), set(), b"")} | {
+_ATOMS = {
+    range, int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size,
+}  # fmt: skip
+_ITERABLES: tuple[Any, ...] = ([], (), range(0), "", {}, {}.values(), {}.items(), set(), b"")
+_ITERATORS: set[type] = {type(iter(x)) for x in _ITERABLES} | {
     zip, enumerate, map, filter, reversed, type(reversed([])), type(iter(range(2**70))), type(reversed(range(2))), type(reversed({})),
 }  # fmt: skip
 _SEQUENCES: dict[type, Callable[[Any, list[Any]], None]] = {
@@ -40,7 +43,11 @@ def is_mutable(x: Any) -> bool:
 def _is_plain(x: Any) -> bool:
     """Tell whether a value is an object of a Python class whose state is its attributes."""
     kind = type(x)
-    if kind in _ATOMS or isinstance(x, torch.Tensor | PerSample | type | FunctionType | MethodType | BaseException) or not hasattr(x, "__dict__"):
+    if (
+        kind in _ATOMS
+        or isinstance(x, torch.Tensor | PerSample | type | FunctionType | MethodType | BaseException)
+        or not hasattr(x, "__dict__")
+    ):
         return False
     return all(t is object or t.__flags__ & _HEAP_TYPE for t in kind.__mro__)
 
@@ -99,10 +106,12 @@ def _shell(x: Any) -> Any:
         return deque(maxlen=x.maxlen) if kind is deque else kind()
     if isinstance(x, dict):
         if kind is defaultdict:
-            return defaultdict(x.default_factory)
+            return defaultdict(getattr(x, "default_factory", None))
         return kind() if kind in (dict, OrderedDict) else _cleared(copy.copy(x))
     if kind is FunctionType:
-        made = FunctionType(x.__code__, x.__globals__, x.__name__, x.__defaults__, tuple(CellType() for _ in x.__closure__))
+        made = FunctionType(
+            x.__code__, x.__globals__, x.__name__, x.__defaults__, tuple(CellType() for _ in x.__closure__)
+        )
         made.__kwdefaults__ = x.__kwdefaults__
         made.__dict__.update(x.__dict__)
         return made
@@ -177,7 +186,8 @@ class Copier:
 
     def __init__(self, new: dict[int, Any], number: Callable[[PerSample], Any], shared: set[int]) -> None:
         """Take what tensors become, by id, what makes a number again, and the ids of what is left as it is."""
-        self.memo, self.number, self.shared, self.kept = dict(new), number, shared, []
+        self.memo, self.number, self.shared = dict(new), number, shared
+        self.kept: list[Any] = []
 
     def __call__(self, x: Any) -> Any:
         """Return a value as it is to be."""
@@ -198,7 +208,11 @@ class Copier:
                 fill(new, x, [self(v) for v in inside[1]])
             else:
                 values = [self(v) for v in inside[1]]
-                same = kind not in _ITERATORS and kind is not GeneratorType and all(a is b for a, b in zip(values, inside[1], strict=True))
+                same = (
+                    kind not in _ITERATORS
+                    and kind is not GeneratorType
+                    and all(a is b for a, b in zip(values, inside[1], strict=True))
+                )
                 new = x if same else _remade(x, values)
         self.memo[id(x)] = new
         self.kept.append(x)  # so that its id stays its own
@@ -206,7 +220,12 @@ class Copier:
 
 
 def part_of(
-    variables: dict[str, Any], level: Level, new: Level, rows: Any, shared: set[int], known: dict[int, Any] | None = None
+    variables: dict[str, Any],
+    level: Level,
+    new: Level,
+    rows: Any,
+    shared: set[int],
+    known: dict[int, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[int, Any]]:
     """Return the variables of some of the samples of a group, and what its tensors have become, by id.
 

@@ -1,6 +1,6 @@
 """Random programs with control flow by values, in a mapped function and in the loop.
 
-``python random_programs.py 0:1000`` runs a thousand seeds and counts; a program that differs is printed. Programs assign, write in
+``python -m tests.programs.control_flow 0:1000`` runs a thousand seeds and counts; a program that differs is printed. Programs assign, write in
 place and through views, branch, loop, break, return, read numbers, keep lists, dicts and objects, call helpers, and take gradients.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from vmap_core import VmapError, vmap
 from vmap_control_flow import split
+from vmap_core import VmapError, vmap
 
-HEADER = '''import math
+HEADER = """import math
 import torch
 
 
@@ -47,7 +47,7 @@ def writer(a, out):
         out.append(a.sum())
 
 
-'''
+"""
 EXPRESSIONS = (
     "a * 0.5 + b", "torch.sin(a)", "b - a", "a + 1", "a * n", "torch.where(a > 0, a, b)", "b.clone()", "a[:1] + b", "a",
     "torch.cat([a[1:], b[:1]])", "b + k", "a / (k + 1)", "helper(a, k)", "a * s", "a.flip(0)", "c[0] + a", "c.sum(1)", "a[i2] * b",
@@ -92,7 +92,9 @@ class Writer:
         for _ in range(r.randint(1, 3)):
             p = r.random()
             if p < 0.5 or not depth:
-                out.append(pad + (f"{r.choice('ab')} = {r.choice(EXPRESSIONS)}" if r.random() < 0.4 else r.choice(STATEMENTS)))
+                out.append(
+                    pad + (f"{r.choice('ab')} = {r.choice(EXPRESSIONS)}" if r.random() < 0.4 else r.choice(STATEMENTS))
+                )
             elif p < 0.75:
                 out += [f"{pad}if {r.choice(CONDITIONS)}:", *self.block(depth - 1, indent + 1)]
                 if r.random() < 0.5:
@@ -100,16 +102,26 @@ class Writer:
             elif p < 0.87:
                 self.loops += 1
                 count = f"count{self.loops}"
-                out += [f"{pad}{count} = 0", f"{pad}while {count} < 4 and {r.choice(CONDITIONS)}:", f"{pad}    {count} += 1"]
+                out += [
+                    f"{pad}{count} = 0",
+                    f"{pad}while {count} < 4 and {r.choice(CONDITIONS)}:",
+                    f"{pad}    {count} += 1",
+                ]
                 out += self.block(depth - 1, indent + 1)
                 if r.random() < 0.4:
                     out.append(f"{pad}    if {r.choice(CONDITIONS)}: {r.choice(['break', 'continue'])}")
                 if r.random() < 0.2:
                     out += [f"{pad}else:", *self.block(0, indent + 1)]
             elif p < 0.94:
-                out += [f"{pad}for i in range({r.choice(['3', 'k % 4', 'int(n) % 5', 'len(lst) % 4'])}):", *self.block(depth - 1, indent + 1)]
+                out += [
+                    f"{pad}for i in range({r.choice(['3', 'k % 4', 'int(n) % 5', 'len(lst) % 4'])}):",
+                    *self.block(depth - 1, indent + 1),
+                ]
             elif p < 0.97:
-                out += [f"{pad}for t in {r.choice(['a', 'lst[:3]', 'zip(a, b)', 'enumerate(lst[:2])'])}:", *self.block(depth - 1, indent + 1)]
+                out += [
+                    f"{pad}for t in {r.choice(['a', 'lst[:3]', 'zip(a, b)', 'enumerate(lst[:2])'])}:",
+                    *self.block(depth - 1, indent + 1),
+                ]
             else:
                 out += [f"{pad}with torch.no_grad():", *self.block(depth - 1, indent + 1)]
         if r.random() < 0.08:
@@ -122,7 +134,7 @@ def function(source: str, name: str) -> Any:
     file = f"<program {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     space: dict[str, Any] = {"__name__": f"program_{name}"}
-    exec(compile(source, file, "exec"), space)  # noqa: S102
+    exec(compile(source, file, "exec"), space)
     return space["f"]
 
 
@@ -145,11 +157,13 @@ def outcome(f: Any, size: int, seed: int, mapped: bool) -> Any:
         if mapped:
             out = vmap(split(f))(xa, xb)
         else:
-            rows = [f(p, q) for p, q in zip(xa.unbind(0), xb.unbind(0), strict=True)] if not wa.requires_grad else [
-                f(xa[i], xb[i]) for i in range(size)
-            ]
+            rows = (
+                [f(p, q) for p, q in zip(xa.unbind(0), xb.unbind(0), strict=True)]
+                if not wa.requires_grad
+                else [f(xa[i], xb[i]) for i in range(size)]
+            )
             if len({tuple(o.dtype for o in row) for row in rows}) > 1:
-                return TypeError('samples return several dtypes')
+                return TypeError("samples return several dtypes")
             out = tuple(map(torch.stack, zip(*rows, strict=True)))
     except _Slow:
         raise
@@ -159,7 +173,9 @@ def outcome(f: Any, size: int, seed: int, mapped: bool) -> Any:
     if wa.requires_grad and any(o.requires_grad for o in out):
         try:
             total = sum((o * (1 + o.detach().cos())).sum() for o in out)
-            grads = [torch.zeros(()) if t is None else t for t in torch.autograd.grad(total, (wa, wb), allow_unused=True)]
+            grads = [
+                torch.zeros(()) if t is None else t for t in torch.autograd.grad(total, (wa, wb), allow_unused=True)
+            ]
         except RuntimeError as e:
             return e
     return [*out, xa, xb, *grads]
