@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
+import vmap_core
 from vmap_control_flow import split
-from vmap_core import DataDependentError, InplaceError, UnsupportedError, vmap
+from vmap_core import CaptureError, DataDependentError, InplaceError, UnsupportedError, vmap
 from vmap_core.errors import VmapError
 
 torch.manual_seed(0)
@@ -467,3 +468,8 @@ def test_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same(branches, X)
+
+
+def test_a_program_that_is_captured_goes_one_way():
+    with pytest.raises(CaptureError, match="cannot be captured"):
+        vmap_core.compile(vmap(branches, control_flow="split"))(X)

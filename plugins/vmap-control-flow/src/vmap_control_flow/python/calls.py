@@ -290,7 +290,34 @@ HELPERS: dict[str, Any] = {
 
 
 def split(func: Any) -> Any:
-    """Return a function whose samples part where their control flow does, when it runs in a mapped function."""
+    """Return a function whose samples part where its control flow goes by their values, when it runs in a mapped function.
+
+    ``vmap(f, control_flow="split")`` is ``vmap(split(f))``; as a decorator it is for functions that something else maps.
+
+    Args:
+        func: a function, method, module, lambda or partial, whose source is to be found.
+
+    Returns:
+        A function of the same arguments. Outside of mapped functions it is the function itself.
+
+    Raises:
+        VmapError: samples cannot part where their answers differ; it says why. (When the returned function is called.)
+
+    Examples:
+        >>> import torch
+        >>> from vmap_core import vmap
+        >>> from vmap_control_flow import split
+        >>> @split
+        ... def halved(x):
+        ...     while x > 1:
+        ...         x = x / 2
+        ...     return x
+        >>> vmap(halved)(torch.tensor([1.0, 6.0, 16.0]))
+        tensor([1.0000, 0.7500, 1.0000])
+
+    The schedule (the group at the earliest step goes first) is that of TensorFlow Probability's auto-batching:
+    https://arxiv.org/abs/1910.11141.
+    """
 
     @functools.wraps(func)
     def in_steps(*args: Any, **kwargs: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vmap_core import DataDependentError
+from vmap_core import CaptureError, DataDependentError
 from vmap_core.errors import internal_modules
-from vmap_core.extend import BatchedTensor, Level, located, make_batched, user_location
+from vmap_core.extend import BatchedTensor, Level, current_recorder, located, make_batched, user_location
 
 
 class Part(BaseException):
@@ -85,7 +85,16 @@ def raise_part(x: Any, rows: Any, what: str, error: Callable[[], Exception]) -> 
         rows: their answers (n, *), a physical tensor.
         what: what asks.
         error: makes the error that it is where they cannot.
+
+    Raises:
+        Part: always, but for
+        CaptureError: while a program is captured.
     """
+    if current_recorder() is not None:
+        raise CaptureError(
+            f"vmap: a program cannot be captured: {what}, at {user_location()}, differs from sample to sample, and how many samples go each way is "
+            f"another number in each call (control_flow='split'). Instead: torch.where, which computes both."
+        )
     answers: Any = None
     if type(rows) is not BatchedTensor:
         answers = rows.detach().cpu().reshape(rows.shape[0], -1)
