@@ -92,8 +92,28 @@ def user_frame() -> FrameType | None:
     return None
 
 
+class located:
+    """Lets `user_location` return a given place in a block: where an error arose that is made later."""
+
+    place: str | None = None
+
+    def __init__(self, place: str | None) -> None:
+        """Take the place; None for where it is made."""
+        self.given = place
+
+    def __enter__(self) -> None:
+        """Let it be returned."""
+        self.before, located.place = located.place, self.given
+
+    def __exit__(self, *exc: object) -> None:
+        """End this."""
+        located.place = self.before
+
+
 def user_location() -> str:
     """Return ``file:line`` of the user's code, or ``"an unknown place"``."""
+    if located.place is not None:
+        return located.place
     frame = user_frame()
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "an unknown place"
 

@@ -13,19 +13,30 @@ from .errors import (
     OpaqueCodeError,
     UnsupportedError,
     VmapError,
+    located,
     user_location,
 )
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
 from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
-from .levels.layout import mapped, same_storage, settled
+from .levels.layout import mapped, same_storage, sample_layout, settled, storage_of
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
-from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
+from .levels.ownership import (
+    fresh,
+    leaf_level,
+    make_leaf,
+    own_samples,
+    promote,
+    requires_grad_,
+    shared,
+    was_made_inside,
+)
+from .levels.pieces import Piece, gradients, pieces_of, remember
 from .levels.read import every_sample
 from .levels.recording import current as current_recorder
-from .levels.sharing import values_around
+from .levels.sharing import is_refused, refuse_writes, values_around
 from .levels.stack import below, current_levels, resumed
 from .levels.tensor import BatchedTensor, become, make_batched
 from .patching.registry import Patch, patch
@@ -54,6 +65,7 @@ from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
+from .transform.control_flow import offer_control_flow
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
 from .transform.swapping import as_now, known_as_swapped, places_of, swapped
@@ -70,6 +82,7 @@ __all__ = [
     "Level",
     "OpaqueCodeError",
     "Patch",
+    "Piece",
     "Product",
     "Rule",
     "RulePack",
@@ -97,11 +110,15 @@ __all__ = [
     "exchanged",
     "expand_dims",
     "find",
+    "fresh",
+    "gradients",
     "hookimpl",
     "is_expanded",
+    "is_refused",
     "known_as_swapped",
     "leaf_level",
     "leaves",
+    "located",
     "logical_rank",
     "loop",
     "loop_rule",
@@ -113,19 +130,23 @@ __all__ = [
     "may_return_self",
     "named_aten",
     "narrow",
+    "offer_control_flow",
     "own_samples",
     "pad_rank",
     "patch",
     "physical_dim",
     "physical_dims",
     "physical_with_dims",
+    "pieces_of",
     "places_of",
     "pointwise",
     "product",
     "promote",
     "promote_like_samples",
     "reduction",
+    "refuse_writes",
     "register",
+    "remember",
     "report",
     "requires_grad_",
     "resumed",
@@ -134,10 +155,13 @@ __all__ = [
     "run_lowered",
     "run_rule",
     "same_storage",
+    "sample_layout",
     "sequential",
     "sequential_vmap",
     "settled",
+    "shared",
     "shows_samples",
+    "storage_of",
     "swapped",
     "taken_off",
     "to_front",
@@ -146,6 +170,7 @@ __all__ = [
     "unwrap",
     "user_location",
     "values_around",
+    "was_made_inside",
     "without_autocast_cache",
     "without_modes",
     "wrap",

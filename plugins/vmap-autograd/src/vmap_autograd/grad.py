@@ -30,6 +30,7 @@ from vmap_core.extend import (
     ensure_bdim,
     exchange,
     exchanged,
+    gradients,
     make_batched,
     mapped,
     run_lowered,
@@ -88,9 +89,13 @@ def grad(
         if not at:
             at = list(range(len(outputs)))
             own_seeds = [torch.zeros_like(stand_in(o)) for o in out_values]
-        grads = torch.autograd.grad(
-            [out_values[i] for i in at], [in_values[i] for i in own], own_seeds,
-            retain_graph=keep or bool(shared), **options,
+        grads = gradients(
+            [in_values[i] for i in own],
+            lambda inputs, allow: torch.autograd.grad(
+                [out_values[i] for i in at], inputs, own_seeds,
+                retain_graph=keep or bool(shared), **{**options, "allow_unused": allow},
+            ),
+            allow_unused or (allow_unused is None and materialize_grads),
         )  # fmt: skip
         for i, g in zip(own, grads, strict=True):
             results[i] = None if g is None else wrap(info, *settled(g, in_dims[i]))

@@ -10,3 +10,4 @@ from torch.utils import _pytree as pytree
 higher_order: Any = torch.ops.higher_order
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
+DisableTorchFunction: Any = torch._C.DisableTorchFunction

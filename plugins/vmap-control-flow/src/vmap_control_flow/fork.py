@@ -114,7 +114,13 @@ class Fork:
     def _wrapped(self, parts: tuple[Any, ...], back: Any) -> Any:
         if not isinstance(parts[0], torch.Tensor):
             return parts[0]
-        out: Any = torch.cat(parts).index_select(0, back)
+        return self._of_levels(torch.cat(parts).index_select(0, back))
+
+    def as_levels(self, x: Any) -> Any:
+        """Return a tensor of the level of all samples as one of the levels."""
+        return self._of_levels(rows_of(self.all, x))
+
+    def _of_levels(self, out: Any) -> Any:
         out = out.reshape(*self.sizes, *out.shape[1:])
         for level in self.levels:
             out = make_batched(out, 0, level)

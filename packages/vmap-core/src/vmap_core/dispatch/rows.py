@@ -7,13 +7,15 @@ write would reach a copy, so it is an `InplaceError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..levels.containers import LEAVES, map_leaves
-from ..levels.layout import below_levels, storage_of
+from ..levels.layout import below_levels
 from ..levels.level import Level
 from ..levels.ownership import shared
+from ..levels.pieces import remember
+from ..levels.sharing import refuse_writes
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.dims import ensure_bdim
 from ..rulekit.rule import Table, TableLike
@@ -30,12 +32,29 @@ def rows_level(levels: Sequence[Level], places: Sequence[Any]) -> Level:
     """
     inner = levels[-1]
     level = Level(len(places[0]), inner.randomness, _narrowing(inner.table), inner.func)
-    rows: dict[Level, Any] = {}
-    for other, where in zip(levels, places, strict=True):
-        rows.update({further: its[where] for further, its in other.rows.items()})
-        rows[other] = where
-    level.rows, level.narrowed, level.seen = rows, {}, set()
+    level.rows, level.narrowed, level.seen, level.part = Rows(zip(levels, places, strict=True)), {}, set(), inner.part
     return level
+
+
+class Rows(dict[Level, Any]):
+    """Which samples of other levels those of a level are: of the levels that it was made of, and of those that these stand for."""
+
+    def __init__(self, own: Iterable[tuple[Level, Any]]) -> None:
+        """Take the levels that it is made of, with the places."""
+        super().__init__(own)
+        self.further = [other for other in self if other.rows]
+
+    def __contains__(self, level: object) -> bool:
+        """Tell whether some of a level's samples are meant."""
+        return super().__contains__(level) or any(level in other.rows for other in self.further)
+
+    def __missing__(self, level: Level) -> Any:
+        """Find out which samples of a level that another one stands for."""
+        for other in self.further:
+            if level in other.rows:
+                self[level] = found = other.rows[level].index_select(0, self[other])
+                return found
+        raise KeyError(level)
 
 
 class taken_off:
@@ -66,15 +85,18 @@ def narrow(level: Level, x: Any) -> Any:
     places = [level.rows[other] for other in dims]
     if not dims:
         return shared(level, value)
-    if len(dims) == 1:
+    if len(dims) == 1 and not value.requires_grad:
         (bdim,) = dims.values()
         value = value.index_select(bdim, *places)
     else:
         own, bdim = list(dims.values()), 0
-        value = value.permute(*own, *(d for d in range(value.ndim) if d not in own))[tuple(places)]
+        whole = value
+        value = whole.permute(*own, *(d for d in range(whole.ndim) if d not in own))[tuple(places)]
+        remember(value, whole, own, places)
     out = make_batched(value, bdim, level)
-    assert level.seen is not None
-    level.seen.add(storage_of(out))
+    refuse_writes(level, [out])
+    if level.met is not None:
+        level.met(x)
     level.narrowed[id(x)] = (x, x._value, out)  # x itself, so that its id stays its own
     return out
 

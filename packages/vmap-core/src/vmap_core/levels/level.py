@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,8 @@ class Level(TorchFunctionMode):
         gathered: the views at places that differ from sample to sample (see `dispatch.gathered`).
         modes: what is on the stack outside a lowered call, outermost first; set meanwhile.
         swapped: modules that have other parameters and buffers meanwhile (see `transform.swapping`).
+        part: lets samples part where a read gives them different answers (see `levels.read`); None where that is an error.
+        met: told of each tensor that is narrowed to a level's samples when it is used (see `dispatch.rows`).
     """
 
     dispatch_keys: Any = None
@@ -100,6 +102,8 @@ class Level(TorchFunctionMode):
     swapped: tuple[Any, ...] = ()
     inputs: Sequence[Any] = ()
     seen: set[int | None] | None = None
+    part: Callable[..., Any] | None = None
+    met: Callable[[Any], None] | None = None
     rows: dict[Level, Any] = {}  # noqa: RUF012  # no level's own
     narrowed: dict[int, tuple[Any, Any, Any]]
 

@@ -54,6 +54,11 @@ def shared(level: Level, value: Any) -> BatchedTensor:
     return make_batched(value, None, level)
 
 
+def was_made_inside(x: Any) -> bool:
+    """Tell whether an unbatched tensor of a level was made inside the mapped function, so that it may be promoted."""
+    return type(x._origin) is Origin
+
+
 def view(level: Level, value: Any, of: BatchedTensor, replay: Callable[[], BatchedTensor]) -> BatchedTensor:
     """Wrap a view of an unbatched tensor; if the level owns that one, the view follows its promotion."""
     if type(of._origin) is not Origin:

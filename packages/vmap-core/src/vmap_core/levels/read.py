@@ -17,7 +17,7 @@ from .stack import physically
 from .tensor import BatchedTensor
 
 _ADVICE = {
-    "bool()": "use torch.where(condition, a, b) to choose per sample, or torch.cond (vmap-control-flow)",
+    "bool()": "use torch.where(condition, a, b) to choose per sample, or vmap(f, control_flow='split') (pip install vmap-control-flow)",
     "item()": "keep the value a tensor, or pass it to the mapped function with in_dims=None",
     "__index__()": "use torch.gather, torch.index_select or x[index_tensor] with the tensor itself",
 }
@@ -52,11 +52,17 @@ def value(x: BatchedTensor, operation: str) -> Any:
         if bool(every_sample(same(rows, rows[:1])).all()):
             return rows[0]
         why = f"; its value differs from sample to sample{_counted(rows)}"
+        if x._level.part is not None:
+            x._level.part(x, rows, operation, lambda: _error(x, operation, why))
     else:
         why = "" if x._level.batch_size else "; the batch is empty, so there is no value"
+    raise _error(x, operation, why)
+
+
+def _error(x: BatchedTensor, operation: str, why: str) -> DataDependentError:
     text = _TEXTS.get(operation, _TEXTS["other"])
     advice = _ADVICE.get(operation, _ADVICE["item()"])
-    raise DataDependentError(
+    return DataDependentError(
         f"{text}\n  {operation} at {user_location()}, in vmap of {x._level.name!r}: logical shape "
         f"{tuple(x.shape)}, physical shape {physical_shape(x)}, batch dim {x._bdim}{why}. Instead: {advice}."
     )

@@ -6,7 +6,7 @@ read the table. One batched write cannot do that, so it is refused; reads are no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import FunctionType
@@ -32,9 +32,7 @@ def refuse_seen(level: Level, x: Any, op: object) -> None:
     Raises:
         InplaceError: its memory is that of an input, and of another sample, or of all.
     """
-    if level.seen is None:
-        level.seen = _seen(level) if level.batch_size > 1 else set()
-    if level.seen and storage_of(x) in level.seen:
+    if is_refused(level, x):
         if level.rows:
             raise InplaceError(
                 f"vmap: {op} at {user_location()}, in vmap of {level.name!r}, writes to a tensor of logical shape "
@@ -47,6 +45,21 @@ def refuse_seen(level: Level, x: Any, op: object) -> None:
             f"dims, or its samples overlap. In the loop, the samples after this one would see what it writes. Instead: "
             f"write to a copy made inside (self.clone()), or pass a copy (x.clone()) for one of the two."
         )
+
+
+def is_refused(level: Level, x: Any) -> bool:
+    """Tell whether a write to a tensor of a level is an error: samples would see what others write."""
+    if level.seen is None:
+        level.seen = _seen(level) if level.batch_size > 1 else set()
+    return bool(level.seen) and storage_of(x) in level.seen
+
+
+def refuse_writes(level: Level, tensors: Iterable[Any]) -> None:
+    """Let writes to tensors of a level be an error."""
+    for x in tensors:
+        if not is_refused(level, x):
+            assert level.seen is not None
+            level.seen.add(storage_of(x))
 
 
 def _seen(level: Level) -> set[int | None]:

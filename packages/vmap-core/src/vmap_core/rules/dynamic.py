@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
+from ..levels.tensor import make_batched
 from ..rulekit.dims import ensure_bdim, pad_rank, to_front
 from ..rulekit.rule import RuleFunction, RulePack
 from ..torch_compat.operators import named_aten as aten
@@ -17,25 +18,38 @@ from .reduction import flat
 pack = RulePack("core.dynamic")
 
 
-def _common_count(hits: Any) -> tuple[int | None, str]:
-    """Return how many elements each sample has, given (batch size, elements); None and in what they differ."""
-    counts = every_sample(hits.sum(1))
+def _common_count(info: Any, hits: Any, error: Callable[[str], Exception]) -> int:
+    """Return how many elements each sample has, given (batch size, elements).
+
+    Raises:
+        DataDependentError: made by ``error``, which is told in what they differ.
+    """
+    per_sample = hits.sum(1)
+    counts = every_sample(per_sample)
     if not counts.numel():
-        return None, "the batch is empty"
+        raise error("the batch is empty")
     low, high = int(counts.min()), int(counts.max())
-    return (low, "") if low == high else (None, f"sizes from {low} to {high}")
+    if low == high:
+        return low
+    problem = f"sizes from {low} to {high}"
+    if info.part is not None:
+        info.part(
+            make_batched(per_sample, 0, info), per_sample, "a size that depends on values", lambda: error(problem)
+        )
+    raise error(problem)
 
 
 def _count(info: Any, hits: Any, name: str, advice: str) -> int:
-    k, problem = _common_count(hits)
-    if k is None:
-        raise DataDependentError(
+    return _common_count(
+        info,
+        hits,
+        lambda problem: DataDependentError(
             f"vmap: We do not support batching operators that can output dynamic shape. "
             f"Attempted to vmap over aten::{name}. Please file an issue at https://github.com/pytorch/pytorch/issues if "
             f"you need this feature.\n  {name} at {user_location()}, in vmap of {info.name!r}: its results differ in size "
             f"from sample to sample ({problem}). Instead: {advice}."
-        )
-    return k
+        ),
+    )
 
 
 def mask_error(shape: Sequence[int], problem: str) -> DataDependentError:
@@ -48,16 +62,14 @@ def mask_error(shape: Sequence[int], problem: str) -> DataDependentError:
     )
 
 
-def places_of(mask: Any, bdim: int) -> list[Any]:
+def places_of(info: Any, mask: Any, bdim: int) -> list[Any]:
     """Return where a boolean mask is true, as an index tensor (batch size, k) for each of the sample's dims.
 
     Raises:
         DataDependentError: samples differ in how many there are.
     """
     x = to_front(mask, bdim)
-    k, problem = _common_count(flat(x, 0) != 0)
-    if k is None:
-        raise mask_error(x.shape[1:], problem)
+    k = _common_count(info, flat(x, 0) != 0, lambda problem: mask_error(x.shape[1:], problem))
     return list(nonzero_static(None, (0,), x, size=k)[0].unbind(2))
 
 

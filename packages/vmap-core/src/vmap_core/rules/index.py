@@ -38,9 +38,9 @@ class Region:
         start: the logical dim of the result where the index dims begin.
     """
 
-    def __init__(self, indices: Any, dims: Any, x: Any, x_bdim: int | None) -> None:
+    def __init__(self, info: Any, indices: Any, dims: Any, x: Any, x_bdim: int | None) -> None:
         self.indices: list[Any] = []
-        expanded, expanded_dims = _without_masks(indices, dims, x, x_bdim)
+        expanded, expanded_dims = _without_masks(info, indices, dims, x, x_bdim)
         tensors = [(i, d) for i, d in zip(expanded, expanded_dims, strict=True) if i is not None]
         self.batched = any(d is not None for _, d in tensors)
         self.rank = max(logical_rank(i, d) for i, d in tensors)
@@ -83,13 +83,13 @@ def _check_mask(mask: Any, bdim: int | None, x: Any, x_bdim: int | None, at: int
         )
 
 
-def _without_masks(indices: Any, dims: Any, x: Any, x_bdim: int | None) -> tuple[list[Any], list[Any]]:
+def _without_masks(info: Any, indices: Any, dims: Any, x: Any, x_bdim: int | None) -> tuple[list[Any], list[Any]]:
     out: list[Any] = []
     out_dims: list[Any] = []
     for i, d in zip(indices, dims, strict=True):
         if i is not None and i.dtype in (torch.bool, torch.uint8):
             _check_mask(i, d, x, x_bdim, len(out))
-            axes = torch.where(i) if d is None else places_of(i, d)
+            axes = torch.where(i) if d is None else places_of(info, i, d)
             out.extend(axes)
             out_dims.extend([None if d is None else 0] * len(axes))
         else:
@@ -102,7 +102,7 @@ def _without_masks(indices: Any, dims: Any, x: Any, x_bdim: int | None) -> tuple
 def index(info, in_dims, x, indices):
     """(*), index tensors -> (*): NumPy's advanced indexing."""
     x_bdim, dims = in_dims
-    region = Region(indices, dims, x, x_bdim)
+    region = Region(info, indices, dims, x, x_bdim)
     if x_bdim is None:
         out = aten.index.Tensor(x, region.indices)
         return out, region.start
@@ -162,7 +162,7 @@ def index_put(info, in_dims, x, indices, values, accumulate=False):
         values = values if v_bdim is None else values.reshape(-1, *(1,) * rank)
         return torch.where(mask, x + values if accumulate else values, x), 0
     x = ensure_bdim(x, x_bdim, info.batch_size)
-    region = Region(indices, dims, x, 0)
+    region = Region(info, indices, dims, x, 0)
     where = region.with_samples(x.shape[0], x.device)
     return aten.index_put.default(x, where, _placed(info, x, indices, dims, values, v_bdim, region), accumulate), 0
 
@@ -172,7 +172,7 @@ def index_put_(info, in_dims, x, indices, values, accumulate=False, unsafe=False
     """index_put, in place: x has its batch dim by now."""
     x_bdim, dims, v_bdim = in_dims[:3]
     front = to_front(x, x_bdim)
-    region = Region(indices, dims, front, 0)
+    region = Region(info, indices, dims, front, 0)
     where = region.with_samples(front.shape[0], front.device)
     if same_storage(x, values):  # PyTorch refuses operands that overlap in part, which samples may not
         values = values.clone()

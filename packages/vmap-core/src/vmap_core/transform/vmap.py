@@ -29,6 +29,7 @@ from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_of
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
+from .control_flow import in_steps
 from .python_random import FirstCall, code_of, looked_at
 from .subclasses import overridden, refuse_overriding
 
@@ -42,6 +43,7 @@ def vmap(
     out_dims: Any = 0,
     randomness: Randomness = "error",
     *,
+    control_flow: Literal["error", "split"] = "error",
     chunk_size: int | Literal["auto"] | None = None,
     axis_size: int | None = None,
     kw_in_dims: dict[str, Any] | None = None,
@@ -62,6 +64,8 @@ def vmap(
         out_dims: where the batch dim is to be in the outputs; None for an output that does not depend on the sample.
         randomness: what a random operation does: ``"error"``, ``"different"`` (one draw of the batched shape) or
             ``"same"`` (one draw of the sample's shape, shared by all samples).
+        control_flow: what ``if``, ``while`` and the like do where samples differ: ``"error"``, or ``"split"``: the samples that go one way
+            go on together (this needs vmap-control-flow, whose documentation says what it takes).
         chunk_size: map this many samples at a time, to bound memory. Under ``randomness="different"`` each chunk makes
             its own draws, so the numbers are not those of an unchunked call; under ``"same"`` all chunks share theirs.
             ``"auto"`` measures a first chunk of 8 samples, goes on with as many as fit into ``memory_budget``, and with
@@ -105,6 +109,8 @@ def vmap(
     if kw_in_dims is not None and not isinstance(kw_in_dims, dict):
         raise ValueError(f"vmap: kw_in_dims should be None or a dict of in_dims by name. (got {kw_in_dims})")
     func = _callable_on_samples(func)
+    if control_flow != "error":
+        func = in_steps(func, control_flow)
     simple = type(out_dims) is int and chunk_size is axis_size is kw_in_dims is None
     flat_dims: Any = itertools.repeat(in_dims) if type(in_dims) is int else in_dims
     arity = len(in_dims) if type(in_dims) is tuple and all(type(d) in (int, NoneType) for d in in_dims) else None

@@ -1,0 +1,343 @@
+"""The Python values of a group's variables, when it parts and when it meets others.
+
+Groups go on with lists, dicts, sets, iterators, inner functions and objects of their own. What comes from outside of the mapped
+function is left as it is: objects that hold no tensor of a sample.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+from typing import Any
+
+import torch
+
+from vmap_core import UnsupportedError
+from vmap_core.extend import BatchedTensor, Level, user_location
+
+from .memory import classes, joined, layout_of, narrowed
+from .numbers import PerSample, put_together
+
+_ATOMS = {
+    range, int, float, bool, complex, str, bytes, type(None), type(...), type, ModuleType, CodeType, torch.dtype, torch.device, torch.Size,
+}  # fmt: skip
+_ITERABLES: tuple[Any, ...] = ([], (), range(0), "", {}, {}.values(), {}.items(), set(), b"")
+_ITERATORS: set[type] = {type(iter(x)) for x in _ITERABLES} | {
+    zip, enumerate, map, filter, reversed, type(reversed([])), type(iter(range(2**70))), type(reversed(range(2))), type(reversed({})),
+}  # fmt: skip
+_SEQUENCES: dict[type, Callable[[Any, list[Any]], None]] = {
+    list: list.extend, deque: deque.extend, set: set.update,
+}  # fmt: skip
+_HEAP_TYPE = 1 << 9
+
+
+def is_mutable(x: Any) -> bool:
+    """Tell whether a value is one that can be changed, and that groups have their own of."""
+    kind = type(x)
+    return kind in _SEQUENCES or isinstance(x, dict) or kind in _ITERATORS or _is_plain(x)
+
+
+def _is_plain(x: Any) -> bool:
+    """Tell whether a value is an object of a Python class whose state is its attributes."""
+    kind = type(x)
+    if (
+        kind in _ATOMS
+        or isinstance(x, torch.Tensor | PerSample | type | FunctionType | MethodType | BaseException)
+        or not hasattr(x, "__dict__")
+    ):
+        return False
+    return all(t is object or t.__flags__ & _HEAP_TYPE for t in kind.__mro__)
+
+
+def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Return what is fixed about a value, and the values in it; None for one that is not taken apart."""
+    kind = type(x)
+    if kind in _ATOMS or kind is PerSample:
+        return None
+    if kind is list or kind is tuple or kind is deque:
+        return (kind, len(x)), list(x)
+    if isinstance(x, dict):
+        keys = list(x)
+        return (kind, tuple(k if isinstance(k, str | int) else id(k) for k in keys)), [*keys, *x.values()]
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return (kind, len(x)), list(x)
+    if kind is set or kind is frozenset:
+        return (kind, frozenset(x)), list(x)
+    if kind is slice:
+        return (kind,), [x.start, x.stop, x.step]
+    if kind is MethodType:
+        return (kind, x.__func__), [x.__self__]
+    if kind is partial:
+        return (kind, len(x.args), tuple(x.keywords)), [x.func, *x.args, *x.keywords.values()]
+    if kind is FunctionType:
+        cells = x.__closure__ or ()
+        return ((kind, x.__code__), [_content(c) for c in cells]) if cells else None
+    if kind in _ITERATORS:
+        _, args, *state = x.__reduce__()
+        return (kind, *state), list(args)
+    if kind is GeneratorType:
+        return (kind, id(x)), []
+    if _is_plain(x):
+        return (kind, tuple(x.__dict__)), list(x.__dict__.values())
+    return None
+
+
+class _Empty:
+    """What is in a cell that has no value yet."""
+
+
+_EMPTY = _Empty()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
+
+
+def _shell(x: Any) -> Any:
+    """Return an empty value of a mutable kind, to be filled; None for an immutable one."""
+    kind = type(x)
+    if kind in _SEQUENCES:
+        return deque(maxlen=x.maxlen) if kind is deque else kind()
+    if isinstance(x, dict):
+        if kind is defaultdict:
+            return defaultdict(getattr(x, "default_factory", None))
+        return kind() if kind in (dict, OrderedDict) else _cleared(copy.copy(x))
+    if kind is FunctionType:
+        made = FunctionType(
+            x.__code__, x.__globals__, x.__name__, x.__defaults__, tuple(CellType() for _ in x.__closure__)
+        )
+        made.__kwdefaults__ = x.__kwdefaults__
+        made.__dict__.update(x.__dict__)
+        return made
+    return object.__new__(kind) if _is_plain(x) else None
+
+
+def _cleared(x: Any) -> Any:
+    x.clear()
+    return x
+
+
+def fill(shell: Any, like: Any, values: Sequence[Any]) -> None:
+    """Put values into an empty one of a mutable kind, as they are in another one."""
+    kind = type(like)
+    if kind in _SEQUENCES:
+        _SEQUENCES[kind](shell, values)  # type: ignore[arg-type]
+    elif isinstance(like, dict):
+        half = len(values) // 2
+        shell.update(zip(values[:half], values[half:], strict=True))
+    elif kind is FunctionType:
+        for cell, value in zip(shell.__closure__, values, strict=True):
+            if value is not _EMPTY:
+                cell.cell_contents = value
+    else:
+        shell.__dict__.update(zip(like.__dict__, values, strict=True))
+
+
+def _remade(x: Any, values: list[Any]) -> Any:
+    """Return a value of an immutable kind, or an iterator, with other values in it."""
+    kind = type(x)
+    if kind is GeneratorType:
+        raise UnsupportedError(
+            f"vmap: a generator ({x.__name__}) is half run, at {user_location()}, where samples part: it cannot be run for some of them. "
+            f"Instead: take its values into a list first."
+        )
+    if kind in _ITERATORS:
+        func, _, *state = x.__reduce__()
+        made = func(*values)
+        if state:
+            made.__setstate__(*state)
+        return made
+    if kind is slice:
+        return slice(*values)
+    if kind is MethodType:
+        return MethodType(x.__func__, values[0])
+    if kind is partial:
+        n = len(x.args)
+        return partial(values[0], *values[1 : n + 1], **dict(zip(x.keywords, values[n + 1 :], strict=True)))
+    return kind(*values) if hasattr(x, "_fields") else kind(values)
+
+
+def tensors_in(values: Any, shared: set[int], seen: dict[int, Any]) -> None:
+    """Collect the tensors and numbers in values, and whatever else is in them, by id.
+
+    Args:
+        values: some of them.
+        shared: the ids of objects that are left as they are.
+        seen: filled.
+    """
+    for x in values:
+        if id(x) in seen or id(x) in shared or type(x) in _ATOMS:
+            continue
+        found = contents(x) if not isinstance(x, torch.Tensor) else None
+        if found is not None or isinstance(x, torch.Tensor) or type(x) is PerSample:
+            seen[id(x)] = x
+        if found is not None:
+            tensors_in(found[1], shared, seen)
+
+
+class Copier:
+    """Makes the values of a group again for some of its samples."""
+
+    def __init__(self, new: dict[int, Any], number: Callable[[PerSample], Any], shared: set[int]) -> None:
+        """Take what tensors become, by id, what makes a number again, and the ids of what is left as it is."""
+        self.memo, self.number, self.shared = dict(new), number, shared
+        self.kept: list[Any] = []
+
+    def __call__(self, x: Any) -> Any:
+        """Return a value as it is to be."""
+        kind = type(x)
+        if kind in _ATOMS or id(x) in self.shared:
+            return x
+        found = self.memo.get(id(x))
+        if found is not None:
+            return found
+        if kind is PerSample:
+            new = self.number(x)
+        elif isinstance(x, torch.Tensor) or (inside := contents(x)) is None:
+            return x
+        else:
+            new = _shell(x)
+            if new is not None:
+                self.memo[id(x)] = new
+                fill(new, x, [self(v) for v in inside[1]])
+            else:
+                values = [self(v) for v in inside[1]]
+                same = (
+                    kind not in _ITERATORS
+                    and kind is not GeneratorType
+                    and all(a is b for a, b in zip(values, inside[1], strict=True))
+                )
+                new = x if same else _remade(x, values)
+        self.memo[id(x)] = new
+        self.kept.append(x)  # so that its id stays its own
+        return new
+
+
+def part_of(
+    variables: dict[str, Any],
+    level: Level,
+    new: Level,
+    rows: Any,
+    shared: set[int],
+    known: dict[int, Any] | None = None,
+) -> tuple[dict[str, Any], dict[int, Any]]:
+    """Return the variables of some of the samples of a group, and what its tensors have become, by id.
+
+    Args:
+        variables: by name.
+        level: the group's.
+        new: that of the samples.
+        rows: which they are (n).
+        shared: the ids of objects that are left as they are.
+        known: what some objects are to be, by id.
+    """
+    seen: dict[int, Any] = {}
+    tensors_in(variables.values(), shared, seen)
+    of_level = [x for x in seen.values() if type(x) is BatchedTensor and x._level is level]
+    memo: dict[int, Any] = {}
+    for group in classes(of_level):
+        memo.update(zip(map(id, group), narrowed(group, level, new, rows), strict=True))
+
+    def number(k: PerSample) -> Any:
+        return k.at(rows, new) if k.level is level else k
+
+    copier = Copier({**memo, **(known or {})}, number, shared)
+    return {name: copier(x) for name, x in variables.items()}, memo
+
+
+def signature(variables: dict[str, Any], shared: set[int], loose: bool = False) -> Any:
+    """Return what two groups have alike, by which their variables can be one: structure, sharing, shapes, layout, Python values.
+
+    Args:
+        variables: by name.
+        shared: the ids of objects that are left as they are.
+        loose: whether results are meant, of which nobody asks how they lie in memory.
+    """
+    order: dict[int, int] = {}
+    storages: dict[int, int] = {}
+    seen: dict[int, Any] = {}
+    tensors_in(variables.values(), shared, seen)
+    for n, group in enumerate(classes([x for x in seen.values() if isinstance(x, torch.Tensor)])):
+        storages.update({id(x): n for x in group})
+
+    def sign(x: Any) -> Any:
+        kind = type(x)
+        if kind is int or kind is float:
+            return kind
+        if kind in _ATOMS:
+            return kind, x
+        if id(x) in shared:
+            return id(x)
+        if kind is PerSample:
+            return x.kind
+        if id(x) in order:
+            return "again", order[id(x)]
+        order[id(x)] = len(order)
+        if isinstance(x, torch.Tensor):
+            return (tuple(x.shape), x.dtype, x.device) if loose else (layout_of(x), storages[id(x)])
+        inside = contents(x)
+        return id(x) if inside is None else (*inside[0], *map(sign, inside[1]))
+
+    return tuple((name, sign(x)) for name, x in sorted(variables.items()))
+
+
+def together(
+    groups: Sequence[dict[str, Any]], levels: Sequence[Level], level: Level, shared: set[int], loose: bool = False
+) -> tuple[dict[str, Any], list[dict[int, Any]]]:
+    """Return the variables of several groups of one signature as those of all their samples; and what each one's tensors became.
+
+    Args:
+        groups: their variables.
+        levels: of each.
+        level: that of all samples, one group after the other.
+        shared: the ids of objects that are left as they are.
+        loose: see `signature`.
+    """
+    found: list[dict[int, Any]] = []
+    for variables in groups:
+        seen: dict[int, Any] = {}
+        tensors_in((x for _, x in sorted(variables.items())), shared, seen)
+        found.append(seen)
+    tensors = [[x for x in seen.values() if isinstance(x, torch.Tensor)] for seen in found]
+    columns = list(zip(*tensors, strict=True))  # of the groups' tensors, in the order of the first one's
+    index = {id(column[0]): i for i, column in enumerate(columns)}
+    memo: dict[int, Any] = {}
+    for group in [[x] for x in tensors[0]] if loose else classes(tensors[0]):
+        places = [index[id(x)] for x in group]
+        parts = [[columns[i][g] for i in places] for g in range(len(groups))]
+        memo.update(zip(map(id, group), joined(parts, levels, level, loose), strict=True))
+
+    done: dict[int, Any] = {}
+
+    def join(column: Sequence[Any]) -> Any:
+        x = column[0]
+        kind = type(x)
+        if any(type(y) is PerSample for y in column) or kind is int or kind is float:
+            return put_together(column, levels, level)
+        if kind in _ATOMS or id(x) in shared:
+            return x
+        if id(x) in memo:
+            return memo[id(x)]
+        if id(x) in done:
+            return done[id(x)]
+        inside = contents(x)
+        if inside is None:
+            return x
+        lists = [inside[1], *(contents(y)[1] for y in column[1:])]  # type: ignore[index]
+        new = _shell(x)
+        if new is not None:
+            done[id(x)] = new
+            fill(new, x, [join(c) for c in zip(*lists, strict=True)])
+        else:
+            new = _remade(x, [join(c) for c in zip(*lists, strict=True)])
+        done[id(x)] = new
+        return new
+
+    became = [{id(x): memo[id(column[0])] for x, column in zip(own, columns, strict=True)} for own in tensors]
+    return {name: join([g[name] for g in groups]) for name in groups[0]}, became
