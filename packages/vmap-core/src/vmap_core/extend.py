@@ -19,7 +19,7 @@ from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
 from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
-from .levels.layout import mapped, same_storage, settled
+from .levels.layout import below_levels, mapped, same_storage, settled
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import leaf_level, make_leaf, own_samples, promote, requires_grad_
@@ -83,6 +83,7 @@ __all__ = [
     "batch_dims",
     "become",
     "below",
+    "below_levels",
     "broadcast_all",
     "by_shape",
     "call",

@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from vmap_core.extend import (
     BatchedTensor,
+    Level,
     UnsupportedError,
+    below_levels,
     leaves,
     make_batched,
     make_leaf,
@@ -29,6 +31,7 @@ from ._checks import Argnums, only_tensors, replaced, select, split_aux
 from ._state import hooks_made, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from ._walk import batched_vjp
+from ._reach import levels_met
 from .accumulate import leaves_of
 
 
@@ -74,6 +77,7 @@ def trace(
     has_aux: bool,
     name: str,
     within: type[_ForTangents] | None = None,
+    met: Any = ...,
 ) -> Trace:
     """Run a function with grad mode on.
 
@@ -85,13 +89,15 @@ def trace(
         has_aux: whether it returns a pair, of which only the first is differentiated.
         name: the transform, for errors.
         within: a mode to run it in, made of the inputs.
+        met: what `levels_met` has said of it; asked here, unless given.
     """
     hooks = hooks_made()
     with torch.enable_grad():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
         only_tensors(flat)
-        inputs = [_own_input(x) for x in flat]
+        among = levels_met(func, (args, kwargs)) if met is ... else met
+        inputs = [_own_input(x, among) for x in flat]
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
@@ -125,12 +131,14 @@ def gradients_of_rows(
 
     Args:
         outputs: tensors that depend on the inputs.
-        inputs: tensors with a batch dim at every active level.
+        inputs: tensors with the batch dims of all levels that the outputs have one of.
         rows: physical tensors, the vectors' elements as each sample has them.
         create: whether to record the backward pass.
         hooks: `hooks_made` before the graph was recorded.
     """
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
+    if mixed([outputs[i] for i in at], inputs):
+        return None
     with without_modes():
         grads: Any = [None] * len(inputs)
         if at and inputs:
@@ -147,6 +155,12 @@ def gradients_of_rows(
             for g, x in zip(grads, own, strict=True)
         ]
     return [_behind_rows(g, x) for g, x in zip(grads, inputs, strict=True)]
+
+
+def mixed(outputs: Sequence[Any], inputs: Sequence[Any]) -> bool:
+    """Tell whether an output is batched where an input is not: its gradient sums over samples, which are to be kept apart."""
+    dims = [below_levels(o)[1].keys() for o in outputs]
+    return any(not below_levels(x)[1].keys() >= d for x in inputs for d in dims)
 
 
 def _of_every_sample(rows: Any, like: Any) -> Any:
@@ -218,21 +232,21 @@ def forward_mode_serves(primals: list[Any]) -> bool:
 
 
 def trace_for_tangents(
-    func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str
+    func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str, met: Any = ...
 ) -> Trace:
-    """Run a function whose vjp is then differentiated by its vector, inside a forward mode that is in use."""
-    return trace(func, argnums, args, kwargs, has_aux, name, _ForTangents)
+    """Run a function whose vjp is then differentiated by its vector."""
+    return trace(func, argnums, args, kwargs, has_aux, name, _ForTangents, met)
 
 
-def _own_input(x: Any) -> Any:
-    y = own_samples(x)
+def _own_input(x: Any, among: frozenset[Level] | None) -> Any:
+    y = own_samples(x, among)
     if not y.requires_grad:
         try:
             make_leaf(y)
         except RuntimeError:
             if not x.is_inference():
                 raise
-            make_leaf(y := own_samples(usable(x)))
+            make_leaf(y := own_samples(usable(x), among))
     return y
 
 

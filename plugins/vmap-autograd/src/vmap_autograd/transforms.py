@@ -15,7 +15,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from vmap_core.extend import make_leaf, own_samples
+from vmap_core.extend import below_levels, make_leaf, own_samples
 
 from ._checks import (
     Argnums,
@@ -26,6 +26,7 @@ from ._checks import (
     scalar,
     split_aux,
 )
+from ._reach import OWN_TANGENTS, levels_met, only_tangents_are_batched
 from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import (
@@ -169,7 +170,8 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     Signature and results are those of ``torch.func.jvp``
     (https://docs.pytorch.org/docs/stable/generated/torch.func.jvp.html). Inside another jvp, since PyTorch's
     forward mode has one level, and where the primals require grad, since not all its formulas can be differentiated
-    again, the vjp, which is linear, is differentiated by its vector instead.
+    again, the vjp, which is linear, is differentiated by its vector instead. So it is where only the tangents are
+    batched: a dual tensor has one shape, and the value would be computed for every tangent.
 
     Args:
         func: takes and returns tensors, or trees of them.
@@ -189,8 +191,9 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     """
     flat, vectors, spec = checked_tangents(primals, tangents)
     flat, vectors = [*map(usable, flat)], [*map(usable, vectors)]
-    if not forward_mode_serves(flat):
-        traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp")
+    met = levels_met(func, primals, OWN_TANGENTS)
+    if not forward_mode_serves(flat) or only_tangents_are_batched(vectors, met):
+        traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp", met)
         pushed = linear_map(traced, strict)(vectors)
         pushed = pushed if requires_grad(tangents) else traced.result(pushed)
         pushed = tree_unflatten(pushed, output_tensors(traced.out, "jvp")[1])
@@ -278,6 +281,6 @@ class linear_map:
 
 
 def _zeros_leaf(x: Any) -> Any:
-    leaf = own_samples(torch.zeros_like(detached(x)))
+    leaf = own_samples(torch.zeros_like(detached(x)), frozenset(below_levels(x)[1]))
     make_leaf(leaf)
     return leaf
