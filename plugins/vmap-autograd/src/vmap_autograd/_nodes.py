@@ -10,12 +10,14 @@ that PyTorch has changed since.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from vmap_core import vmap
 from vmap_core.extend import aten
 
 from ._measured_nodes import NODES
@@ -27,8 +29,20 @@ def formula_of(node: Any) -> Formula | None:
     """Return how to run a node on a batch of vectors; None if it has to run on lowered ones."""
     kind = type(node)
     if kind not in _known:
-        _known[kind] = _formula_of(kind.__name__)
+        _known[kind] = _mapped if is_linear(node) else _formula_of(kind.__name__)
     return _known[kind]
+
+
+def is_linear(node: Any) -> bool:
+    """Tell whether a node is that of one of the core's Functions, whose backward is linear in the gradient."""
+    return getattr(getattr(node, "_forward_cls", None), "backward_is_linear", False)
+
+
+def _mapped(node: Any, g: Any, needed: Any) -> Any:
+    """Map the backward of a Function, of which the node is the ctx; it has results for what is no tensor, too."""
+    results = vmap(functools.partial(node._forward_cls.backward, node))(g)
+    found = iter([r for r, need in zip(results, node.needs_input_grad, strict=True) if need])
+    return tuple(None if following is None else next(found) for following, _ in node.next_functions)
 
 
 def _formula_of(name: str) -> Formula | None:

@@ -9,6 +9,7 @@ batched, makes the outputs so: then gradients by the inputs are taken sample by 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from vmap_core.extend import BatchedTensor, Level, below_levels, current_levels, current_recorder
+
+from ._torch import transforms_active
 
 LIMIT = 5000  # objects looked at
 
@@ -46,7 +49,7 @@ def levels_met(func: Any, given: Any, own: frozenset[str] = OWN_GRAPH) -> frozen
         own: names; a function that has one of them in its code is to have the batch dims of all levels.
     """
     levels = current_levels()
-    if not levels or current_recorder() is not None:
+    if not levels or current_recorder() is not None or transforms_active():
         return None
     left = {level for level in levels if level.randomness != "different" and not level.rows}
     todo: deque[Any] = deque((given, func))
@@ -80,11 +83,9 @@ def levels_met(func: Any, given: Any, own: frozenset[str] = OWN_GRAPH) -> frozen
     return frozenset(levels) - left if left else None
 
 
-def only_tangents_are_batched(tangents: list[Any], met: frozenset[Level] | None) -> bool:
-    """Tell whether tangents have a batch dim that nothing else has; of complex ones, there is no vjp to take instead."""
-    if met is None or any(t.is_complex() for t in tangents):
-        return False
-    return any(below_levels(t)[1].keys() - met for t in tangents)
+def levels_of(tensors: Sequence[Any]) -> frozenset[Level]:
+    """Return the levels at which one of these tensors is batched."""
+    return frozenset().union(*(below_levels(t)[1] for t in tensors))
 
 
 def _is_ours(name: Any) -> bool:

@@ -27,11 +27,12 @@ from vmap_core.extend import (
 )
 
 from ._around import watching_around
+from ._below import gradients_below
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
+from ._reach import levels_met
 from ._state import hooks_made, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from ._walk import batched_vjp
-from ._reach import levels_met
 from .accumulate import leaves_of
 
 
@@ -66,7 +67,7 @@ class Trace:
 
     def gradients(self, outputs: list[Any], vectors: list[Any] | None, retain: bool, create: bool) -> list[Any]:
         """Return the gradients of the inputs, zeros where an output does not depend on one."""
-        return gradients(outputs, self.inputs, vectors, retain, create)
+        return gradients(outputs, self.inputs, vectors, retain, create, self.hooks)
 
 
 def trace(
@@ -111,21 +112,34 @@ def trace(
 
 
 def gradients(
-    outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Any] | None, retain: bool, create: bool
-) -> list[Any]:
+    outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Any] | None, retain: bool, create: bool, hooks: int,
+    of_linear: bool = False,
+) -> list[Any]:  # fmt: skip
     """Return the gradients of inputs, zeros where no output depends on one; some outputs may have no graph."""
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
     grads: Any = [None] * len(inputs)
     if at and inputs:
-        grads = torch.autograd.grad(
-            [outputs[i] for i in at], inputs, None if vectors is None else [vectors[i] for i in at],
-            retain_graph=retain, create_graph=create, allow_unused=True,
-        )  # fmt: skip
+        ends, seeds = [outputs[i] for i in at], None if vectors is None else [vectors[i] for i in at]
+        grads = gradients_below(ends, inputs, seeds, keep=retain, create=create, hooks=hooks, of_linear=of_linear)
+        if grads is None:
+            if of_linear and (mixed(ends, inputs) or mixed(inputs, ends)):
+                raise UnsupportedError(
+                    f"vmap: tangents, at {user_location()}, for a function whose outputs have a batch dim that its "
+                    f"inputs do not have. Instead: pass what is batched as an argument."
+                )
+            grads = torch.autograd.grad(
+                ends, inputs, seeds, retain_graph=retain, create_graph=create, allow_unused=True
+            )
     return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
 def gradients_of_rows(
-    outputs: Sequence[Any], inputs: Sequence[Any], rows: Sequence[Any], create: bool, hooks: int
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    rows: Sequence[Any],
+    create: bool,
+    hooks: int,
+    of_linear: bool = False,
 ) -> list[Any] | None:
     """Return the same for several vectors at once, in front; None where they have to be lowered (`lowered_map`).
 
@@ -135,9 +149,10 @@ def gradients_of_rows(
         rows: physical tensors, the vectors' elements as each sample has them.
         create: whether to record the backward pass.
         hooks: `hooks_made` before the graph was recorded.
+        of_linear: see `gradients_below`.
     """
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
-    if mixed([outputs[i] for i in at], inputs):
+    if not of_linear and mixed([outputs[i] for i in at], inputs):
         return None
     with without_modes():
         grads: Any = [None] * len(inputs)

@@ -18,7 +18,7 @@ from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
 from ._checks import Argnums, only_tensors, output_tensors, refuse_complex, replaced, select, split_aux
 from ._state import takes_derivatives, usable
 from ._torch import transforms_active, tree_flatten, tree_unflatten
-from ._trace import forward_mode_serves, gradients_of_rows, physical, trace, trace_for_tangents
+from ._trace import forward_mode_serves, gradients_of_rows, mixed, physical, trace, trace_for_tangents
 from .transforms import linear_map
 
 
@@ -73,7 +73,8 @@ def jacrev(
         def pull_rows(rows: list[Any]) -> list[Any] | None:
             return gradients_of_rows(outputs, traced.inputs, rows, create, traced.hooks)
 
-        rows = traced.result(_by_rows(pull, outputs, chunk_size, pull_rows))
+        size = 1 if mixed(outputs, traced.inputs) else chunk_size  # else vectors would be computed with
+        rows = traced.result(_by_rows(pull, outputs, size, pull_rows))
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
         blocks = [
             [parts[j][i].reshape((*o.shape, *x.shape)) for j, x in enumerate(traced.inputs)]

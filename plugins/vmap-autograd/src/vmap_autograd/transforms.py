@@ -26,7 +26,7 @@ from ._checks import (
     scalar,
     split_aux,
 )
-from ._reach import OWN_TANGENTS, levels_met, only_tangents_are_batched
+from ._reach import OWN_TANGENTS, levels_met, levels_of
 from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import (
@@ -192,7 +192,9 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     flat, vectors, spec = checked_tangents(primals, tangents)
     flat, vectors = [*map(usable, flat)], [*map(usable, vectors)]
     met = levels_met(func, primals, OWN_TANGENTS)
-    if not forward_mode_serves(flat) or only_tangents_are_batched(vectors, met):
+    further = levels_of(vectors) - met if met is not None else ()
+    if not forward_mode_serves(flat) or (further and not any(v.is_complex() for v in vectors)):
+        met = None if met is None else levels_of(flat) | (met & levels_of(vectors))
         traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp", met)
         pushed = linear_map(traced, strict)(vectors)
         pushed = pushed if requires_grad(tangents) else traced.result(pushed)
@@ -263,18 +265,18 @@ class linear_map:
         outputs, _ = output_tensors(traced.out, "jvp")
         with torch.enable_grad():
             self.vectors = [_zeros_leaf(o) for o in outputs]
-            self.grads = traced.gradients(outputs, self.vectors, retain=True, create=True)
+            self.grads = gradients(outputs, traced.inputs, self.vectors, True, True, traced.hooks, of_linear=True)
         self.traced = traced
         if strict and not all(o.requires_grad for o in outputs):
             raise RuntimeError(_INDEPENDENT)
 
     def __call__(self, tangents: list[Any]) -> list[Any]:
         """Apply it to tangents."""
-        return gradients(self.grads, self.vectors, tangents, True, self._recorded(tangents))
+        return gradients(self.grads, self.vectors, tangents, True, self._recorded(tangents), self.traced.hooks, True)
 
     def of_rows(self, rows: list[Any]) -> list[Any] | None:
         """Apply it to rows of tangents; see `gradients_of_rows`."""
-        return gradients_of_rows(self.grads, self.vectors, rows, self._recorded(rows), self.traced.hooks)
+        return gradients_of_rows(self.grads, self.vectors, rows, self._recorded(rows), self.traced.hooks, True)
 
     def _recorded(self, tangents: list[Any]) -> bool:
         return torch.is_grad_enabled() and (self.traced.recorded or any(t.requires_grad for t in tangents))
