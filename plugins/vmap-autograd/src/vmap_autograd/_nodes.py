@@ -20,10 +20,9 @@ import torch
 from vmap_core import vmap
 from vmap_core.extend import aten
 
+from . import _layer_nodes
+from ._layer_nodes import Formula, dim_of, signed
 from ._measured_nodes import NODES
-
-Formula = Callable[[Any, Any, Sequence[bool]], Any]
-
 
 def formula_of(node: Any) -> Formula | None:
     """Return how to run a node on a batch of vectors; None if it has to run on lowered ones."""
@@ -56,17 +55,6 @@ _known: dict[type, Formula | None] = {}
 def as_it_is(node: Any, g: Any, needed: Any) -> Any:
     """Return what the node returns."""
     return node(g)
-
-
-def signed(number: int) -> int:
-    """Return a number that a node has saved as what it was: PyTorch shows them without a sign."""
-    return number if number < 2**63 else number - 2**64
-
-
-def dim_of(g: Any, dim: int) -> int:
-    """Return the physical dim of a sample's dim that a node has saved."""
-    dim = signed(dim)
-    return dim + 1 if dim >= 0 else dim + g.ndim
 
 
 def _of_shape(node: Any, g: Any, needed: Any) -> Any:
@@ -200,6 +188,7 @@ def _dot(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
 
 
 FORMULAS: dict[str, Formula] = {
+    **_layer_nodes.FORMULAS,
     "AddmmBackward0": _scaled_sum("_saved_mat1", "_saved_mat2", _products),
     "AddmvBackward0": _scaled_sum("_saved_mat", "_saved_vec", _matrix_vector),
     "BaddbmmBackward0": _scaled_sum("_saved_batch1", "_saved_batch2", _batched_products),

@@ -197,6 +197,7 @@ def _walk(plan: _Plan, outputs: Sequence[Any], vectors: Sequence[Any]) -> list[A
             if result is not None:
                 result = fitted(result, *meta)
                 grads[edge] = grads[edge] + result if edge in grads else result
+        del given, results, result  # memory, while the next one runs
     return [None if edge is None else grads.get(edge) for edge in plan.inputs]
 
 
