@@ -121,7 +121,7 @@ def _like(v: Any, dims: Dims, output: Any, its: Dims, hidden: list[Level]) -> An
         v = v if level in dims else v.unsqueeze(i)
     count = len(hidden)
     v = v.movedim([*range(count, count + len(its))], [d + count for d in its.values()])
-    v = v.expand(*(level.batch_size for level in hidden), *output.shape)
+    v = v.expand([*(level.batch_size for level in hidden), *output.shape])
     return v.flatten(0, count - 1) if count else v
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,15 +123,22 @@ def gradients(
         ends, seeds = [outputs[i] for i in at], None if vectors is None else [vectors[i] for i in at]
         grads = gradients_below(ends, inputs, seeds, keep=retain, create=create, hooks=hooks, of_linear=of_linear)
         if grads is None:
-            if of_linear and (mixed(ends, inputs) or mixed(inputs, ends)):
-                raise UnsupportedError(
-                    f"vmap: tangents, at {user_location()}, for a function whose outputs have a batch dim that its "
-                    f"inputs do not have. Instead: pass what is batched as an argument."
-                )
-            grads = torch.autograd.grad(
-                ends, inputs, seeds, retain_graph=retain, create_graph=create, allow_unused=True
-            )
+            grads = _by_rules(ends, inputs, seeds, retain, create, of_linear)
     return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, inputs, strict=True)]
+
+
+def _by_rules(ends: Any, inputs: Any, seeds: Any, retain: bool, create: bool, of_linear: bool) -> Any:
+    """Ask for the gradients at the levels."""
+    apart = mixed(ends, inputs)
+    if of_linear and (apart or mixed(inputs, ends)):
+        raise UnsupportedError(
+            f"vmap: tangents, at {user_location()}, for a function that has something batched from where it was not "
+            f"looked for. Instead: pass what is batched as an argument."
+        )
+    with warnings.catch_warnings() if apart else contextlib.nullcontext():
+        if apart:  # by one vector per sample: the advice that the rule gives for that is not for a transform
+            warnings.simplefilter("ignore")
+        return torch.autograd.grad(ends, inputs, seeds, retain_graph=retain, create_graph=create, allow_unused=True)
 
 
 def gradients_of_rows(
