@@ -115,21 +115,25 @@ def _by_the_engine(outputs: Any, inputs: Any, rows: Any, create: bool) -> list[A
 
 def _like(v: Any, dims: Dims, output: Any, its: Dims, hidden: list[Level]) -> Any:
     """Return a vector with the batch dims of an output, where it has them; the hidden ones as one, in front of them."""
-    order = [dims[level] for level in (*hidden, *its) if level in dims]
-    v = v.permute([*order, *(d for d in range(v.ndim) if d not in order)])
-    for i, level in enumerate((*hidden, *its)):
+    first, count = [*hidden, *its], len(hidden)
+    order = [dims[level] for level in first if level in dims]
+    if order != [*range(len(order))]:
+        v = v.permute([*order, *(d for d in range(v.ndim) if d not in order)])
+    for i, level in enumerate(first):
         v = v if level in dims else v.unsqueeze(i)
-    count = len(hidden)
-    v = v.movedim([*range(count, count + len(its))], [d + count for d in its.values()])
+    places = [d + count for d in its.values()]
+    if places != [*range(count, len(first))]:
+        v = v.movedim([*range(count, len(first))], places)
     v = v.expand([*(level.batch_size for level in hidden), *output.shape])
-    return v.flatten(0, count - 1) if count else v
+    return v.flatten(0, count - 1) if count > 1 else v
 
 
 def _found(grad: Any, dims: Dims, hidden: list[Level]) -> tuple[Any, Dims]:
     """Return a gradient for a batch of vectors, with all batch dims that it has; of a sample's vector, that sample's."""
-    if not hidden:
-        return grad, dims
-    grad = grad.unflatten(0, [level.batch_size for level in hidden])
+    if not hidden or (len(hidden) == 1 and not dims):
+        return grad, dict.fromkeys(hidden, 0) or dims
+    if len(hidden) > 1:
+        grad = grad.unflatten(0, [level.batch_size for level in hidden])
     places = [*hidden, *([None] * (grad.ndim - len(hidden)))]
     for level, d in dims.items():
         places[d + len(hidden)] = level

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -37,7 +38,8 @@ _INERT = frozenset(
 )  # fmt: skip
 
 
-_CONTAINERS = frozenset((tuple, list, dict, OrderedDict))
+_CONTAINERS = frozenset((tuple, list, set, dict, OrderedDict))
+_LISTS = (list, tuple, set, frozenset, deque)
 
 
 def levels_met(func: Any, given: Any, own: frozenset[str] = OWN_GRAPH) -> frozenset[Level] | None:
@@ -68,7 +70,7 @@ def levels_met(func: Any, given: Any, own: frozenset[str] = OWN_GRAPH) -> frozen
                     left.discard(x._level)
                 x = x._value
         elif kind in _CONTAINERS:
-            todo += x if kind is tuple or kind is list else x.values()
+            todo += x.values() if kind is dict or kind is OrderedDict else x
         elif kind is FunctionType:
             if not _is_ours(x.__globals__.get("__name__")) and not _of_code(x.__code__, x.__globals__, own, todo):
                 return None
@@ -135,12 +137,12 @@ def _of_instance(x: Any, todo: deque[Any]) -> bool:
         todo += [getattr(x, name, None) for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
     if isinstance(x, dict):
         todo += x.values()
-    elif isinstance(x, list | tuple | set | frozenset | deque):
+    elif isinstance(x, _LISTS):
         todo += x
-    elif hasattr(x, "func") and hasattr(x, "keywords"):  # a partial
+    elif isinstance(x, partial):
         todo += (x.func, x.args, x.keywords)
-    elif hasattr(x, "fget"):  # a property
+    elif isinstance(x, property):
         todo += (x.fget, x.fset)
-    elif hasattr(x, "__func__"):  # a static method, or a class's
+    elif isinstance(x, staticmethod | classmethod):
         todo.append(x.__func__)
     return True
