@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import vmap_autograd
 from vmap_autograd import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, vjp
 from vmap_core import vmap
 

@@ -54,6 +54,7 @@ from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
+from .transform.chunking import Parts
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
 from .transform.swapping import as_now, known_as_swapped, places_of, swapped
@@ -69,6 +70,7 @@ __all__ = [
     "InplaceError",
     "Level",
     "OpaqueCodeError",
+    "Parts",
     "Patch",
     "Product",
     "Rule",

@@ -34,7 +34,13 @@ def _of_shape(like: Any, *shape: int) -> Any:
 def _convolution(node: Any, g: Any, needed: Any) -> Any:
     """The vectors are further images for the gradient of the input, further channels for that of the weight."""
     x, weight, groups = node._saved_input, node._saved_weight, node._saved_groups
-    options = (node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed, node._saved_output_padding)
+    options = (
+        node._saved_stride,
+        node._saved_padding,
+        node._saved_dilation,
+        node._saved_transposed,
+        node._saved_output_padding,
+    )
     n, images, channels = g.shape[:3]
     first = second = third = None
     if not n:
@@ -82,9 +88,7 @@ def _avg_pool2d(node: Any, g: Any, x: Any) -> Any:
     sizes = node._saved_kernel_size, node._saved_stride, node._saved_padding
     divisor = node._saved_divisor_override
     divisor = divisor if divisor is None else signed(divisor)
-    return aten.avg_pool2d_backward.default(
-        g, x, *sizes, node._saved_ceil_mode, node._saved_count_include_pad, divisor
-    )
+    return aten.avg_pool2d_backward.default(g, x, *sizes, node._saved_ceil_mode, node._saved_count_include_pad, divisor)
 
 
 def _adaptive_avg_pool2d(node: Any, g: Any, x: Any) -> Any:

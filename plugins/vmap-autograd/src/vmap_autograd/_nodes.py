@@ -24,6 +24,7 @@ from . import _layer_nodes
 from ._layer_nodes import Formula, dim_of, signed
 from ._measured_nodes import NODES
 
+
 def formula_of(node: Any) -> Formula | None:
     """Return how to run a node on a batch of vectors; None if it has to run on lowered ones."""
     kind = type(node)
