@@ -18,6 +18,7 @@ from vmap_core.extend import (
     Level,
     UnsupportedError,
     below_levels,
+    current_levels,
     leaves,
     make_batched,
     make_leaf,
@@ -262,7 +263,7 @@ def trace_for_tangents(
 
 
 def _own_input(x: Any, among: frozenset[Level] | None) -> Any:
-    y = own_samples(x, among)
+    y = _expanded(x, among) if type(x) is Tensor and among is not None else own_samples(x, among)
     if not y.requires_grad:
         try:
             make_leaf(y)
@@ -270,6 +271,18 @@ def _own_input(x: Any, among: frozenset[Level] | None) -> Any:
             if not x.is_inference():
                 raise
             make_leaf(y := own_samples(usable(x), among))
+    return y
+
+
+def _expanded(x: Tensor, among: frozenset[Level]) -> Any:
+    """Return `own_samples` of a tensor from outside all levels: with all batch dims at once."""
+    levels = current_levels()
+    with without_modes():
+        y: Any = x.view_as(x) if x.layout in (torch.strided, torch.jagged) else x.clone()
+        sizes = [level.batch_size for level in levels if level in among]
+        y = y.expand(*sizes, *x.shape) if sizes else y
+    for level in levels:
+        y = make_batched(y, 0 if level in among else None, level)
     return y
 
 
