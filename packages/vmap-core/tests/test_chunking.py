@@ -379,7 +379,11 @@ def test_parts_are_joined_as_cat_joins_them():
             whole.add(p)
         got, expected = whole.whole(), torch.cat(parts, dim)
         assert torch.equal(got, expected)
-        assert (got.dtype, got.stride(), got.requires_grad) == (expected.dtype, expected.stride(), expected.requires_grad)
+        assert (got.dtype, got.stride(), got.requires_grad) == (
+            expected.dtype,
+            expected.stride(),
+            expected.requires_grad,
+        )
 
     a, b = torch.randn(2, 3), torch.randn(4, 3)
     joined(0, a, b, a)

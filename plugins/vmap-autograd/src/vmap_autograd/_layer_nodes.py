@@ -44,7 +44,8 @@ def _convolution(node: Any, g: Any, needed: Any) -> Any:
     n, images, channels = g.shape[:3]
     first = second = third = None
     if not n:
-        return NotImplemented
+        shapes = x.shape, weight.shape, (channels,)
+        return tuple([g.new_zeros(0, *shape) if need else None for shape, need in zip(shapes, needed, strict=True)])
     if needed[0]:
         tensors = g.flatten(0, 1), _of_shape(x, n * images, *x.shape[1:]), weight
         first = aten.convolution_backward.default(*tensors, None, *options, groups, (True, False, False))[0]
@@ -67,6 +68,8 @@ def _convolution(node: Any, g: Any, needed: Any) -> Any:
 
 def _max_pool2d(node: Any, g: Any, needed: Any) -> Any:
     x, places = node._saved_self, node._saved_result1
+    if torch.is_grad_enabled() and x.requires_grad and not g.requires_grad:
+        return NotImplemented  # the node's own result has a graph
     places = places.flatten(-2).expand(g.shape[0], *places.shape[:-2], -1)
     zeros = g.new_zeros(g.shape[0], *x.shape[:-2], x.shape[-2] * x.shape[-1])
     return zeros.scatter_add_(-1, places, g.flatten(-2)).unflatten(-1, x.shape[-2:])
