@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.benchmarks import __main__ as bench
-from tests.benchmarks import memory
+from tests.benchmarks import memory, work
 from tests.benchmarks.timing import Row, nothing
 
 
@@ -18,6 +18,26 @@ def test_no_more_memory_than_by_hand(name):
     ours, by_hand = (memory.used(lambda run=run: run(*case.args)) for run in (case.mapped, case.by_hand))
     assert ours["peak"] <= by_hand["peak"]
     assert ours["moved"] <= 1.05 * by_hand["moved"]
+
+
+@pytest.mark.filterwarnings("ignore")  # the peer says where it loops
+@pytest.mark.parametrize("name", work.rows_beside_peer())
+def test_no_more_multiply_adds_than_torch_func(name):
+    runs = work.rows_beside_peer()[name]
+    assert 0 < work.multiply_adds(runs["ours"]) <= work.multiply_adds(runs["torch.func"])
+
+
+@pytest.mark.parametrize("name", work.peaks())
+def test_derivatives_peak_no_higher_than_by_hand(name):
+    case = work.peaks()[name]
+    for size in (None, *case.chunks):
+        ours, by_hand = case.peaks(size)
+        assert ours <= 1.05 * by_hand
+
+
+def test_multiply_adds_are_counted():
+    a, b, v = torch.randn(3, 4), torch.randn(4, 5), torch.randn(4)
+    assert work.multiply_adds(lambda: (a @ b, a @ v, v @ v)) == 3 * 4 * 5 + 3 * 4 + 4
 
 
 def test_an_expanded_operand_is_seen():

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks import captured, cuda, gradients, instructions, layers, linalg, memory, overhead
+from tests.benchmarks import captured, cuda, gradients, instructions, layers, linalg, memory, overhead, work
 from tests.benchmarks.report import machine, plot, table
 from tests.benchmarks.timing import Row, measure
 
@@ -30,14 +30,15 @@ SUITES: dict[str, Callable[[], list[Row]]] = {
     "captured": captured.rows,
     "inductor": captured.inductor_rows,
 }
-DEFAULT = [name for name in SUITES if name != "inductor"] + ["memory"]  # inductor wants minutes and a compiler
-NAMES = [*SUITES, "memory", "cuda"]
+DEFAULT = [name for name in SUITES if name != "inductor"] + ["memory", "work"]  # inductor wants minutes and a compiler
+COUNTED = {"memory": memory.measure, "work": work.measure}
+NAMES = [*SUITES, *COUNTED, "cuda"]
 
 
 def results_of(suite: str, pattern: str, quick: bool, device: str) -> Iterator[dict[str, Any]]:
     """Iterate over a suite's results: a dict a row, with the exception under ``"error"`` where a row fails."""
-    if suite == "memory":
-        yield from (r for r in memory.measure() if re.search(pattern, r["row"]))
+    if suite in COUNTED:
+        yield from (r for r in COUNTED[suite]() if re.search(pattern, r["row"]))
         return
     for row in cuda.rows(device) if suite == "cuda" else SUITES[suite]():
         if re.search(pattern, row.name):
@@ -49,7 +50,7 @@ def results_of(suite: str, pattern: str, quick: bool, device: str) -> Iterator[d
 
 def page_of(taken: dict[str, Any]) -> str:
     """Return the tables of all suites."""
-    head = f"{taken['machine']}, 1 thread; {taken['unit']} (memory: bytes)"
+    head = f"{taken['machine']}, 1 thread; {taken['unit']} (memory: bytes; work: as the rows say)"
     return "\n".join([head, *(f"\n## {suite}\n\n{table(results)}" for suite, results in taken["suites"].items())])
 
 

@@ -150,6 +150,87 @@ def mapped_hessian() -> dict[str, Run]:
     }
 
 
+def of_both(make: Callable[[Any, Any], Any]) -> dict[str, Run]:
+    """Return a computation by our transforms, and by torch.func's."""
+    return {
+        "ours": lambda: make(ours, vmap),
+        "torch.func": lambda: make(torch.func, torch.func.vmap),
+    }
+
+
+def of_input(network: nn.Module) -> Callable[[Any], Any]:
+    params = {k: v.detach() for k, v in network.named_parameters()}
+    return lambda x: functional_call(network, params, (x,))
+
+
+def tangent_kernel(width: int, images: int, classes: int) -> dict[str, Run]:
+    """The empirical neural tangent kernel by vjp and jvp, in three nested maps: pairs of inputs, outputs."""
+    network = layers(16, width, width, classes)
+    params = {k: v.detach() for k, v in network.named_parameters()}
+    first, second = torch.randn(images, 16), torch.randn(images, 16)
+
+    def f(params: Any, x: Any) -> Any:
+        return functional_call(network, params, (x,))
+
+    def kernel(by: Any, mapping: Any) -> Any:
+        def of_pair(x: Any, y: Any) -> Any:
+            _, pull = by.vjp(lambda params: f(params, x), params)
+
+            def column(v: Any) -> Any:
+                return by.jvp(lambda params: f(params, y), (params,), pull(v))[1]
+
+            return mapping(column)(torch.eye(classes))
+
+        return mapping(lambda x: mapping(lambda y: of_pair(x, y))(second))(first)
+
+    return of_both(kernel)
+
+
+def residual(way: str) -> dict[str, Run]:
+    """The residual ``u_t - u_xx`` of a network at each of 64 points."""
+    network = layers(2, 32, 32, 1)
+    params = {k: v.detach() for k, v in network.named_parameters()}
+    points = torch.rand(64, 2)
+
+    def u(params: Any, x: Any, t: Any) -> Any:
+        return functional_call(network, params, (torch.stack([x, t]),)).squeeze(-1)
+
+    def at_point(by: Any, params: Any, x: Any, t: Any) -> Any:
+        u_x = by.grad(u, 1)
+        if way == "grad":
+            u_xx = by.grad(u_x, 1)(params, x, t)
+        else:
+            u_xx = by.jvp(lambda x: u_x(params, x, t), (x,), (torch.ones(()),))[1]
+        return by.grad(u, 2)(params, x, t) - u_xx
+
+    def of_points(by: Any, mapping: Any) -> Any:
+        return mapping(lambda params, x, t: at_point(by, params, x, t), in_dims=(None, 0, 0))(params, *points.unbind(1))
+
+    return of_both(of_points)
+
+
+def of_vectors() -> dict[str, dict[str, Run]]:
+    """What is computed for vectors that are mapped, at a point that is not."""
+    f, x = of_input(layers(32, 64, 64, 16)), torch.randn(32)
+    rows, columns = torch.randn(24, 16), torch.randn(24, 32)
+
+    def loss(x: Any) -> Any:
+        return f(x).square().sum()
+
+    return {
+        "mapped vjp": of_both(lambda by, vmap: vmap(lambda v: by.vjp(f, x)[1](v))(rows)),
+        "mapped vjp_fn": of_both(lambda by, vmap: vmap(by.vjp(f, x)[1])(rows)),
+        "mapped jvp": of_both(lambda by, vmap: vmap(lambda t: by.jvp(f, (x,), (t,)))(columns)),
+        "mapped linearize": of_both(lambda by, vmap: vmap(lambda t: by.linearize(f, x)[1](t))(columns)),
+        "mapped hvp: jvp of grad": of_both(
+            lambda by, vmap: vmap(lambda t: by.jvp(by.grad(loss), (x,), (t,))[1])(columns)
+        ),
+        "mapped hvp: vjp of grad": of_both(
+            lambda by, vmap: vmap(lambda t: by.vjp(by.grad(loss), x)[1](t))(columns)
+        ),
+    }  # fmt: skip
+
+
 def rows() -> list[Row]:
     """Return the rows."""
     torch.manual_seed(0)
@@ -164,6 +245,12 @@ def rows() -> list[Row]:
         "mapped autograd.grad: 64 rows": lambda: batched_vjp(layers(64, 64, 64), torch.randn(64)),
         "jacrev: MLP 32-64-64-32": lambda: of_network("jacrev", layers(32, 64, 64, 32), torch.randn(32)),
         "jacrev: CNN": lambda: of_network("jacrev", cnn(), torch.randn(1, 16, 16)),
+        "NTK: MLP 16-128-128-10, 12 x 12 images": lambda: tangent_kernel(128, 12, 10),
+        "PINN residual, 64 points: grad of grad": lambda: residual("grad"),
+        "PINN residual, 64 points: jvp of grad": lambda: residual("jvp"),
+        "mapped vjp, 24 vectors": lambda: of_vectors()["mapped vjp"],
+        "mapped jvp, 24 vectors": lambda: of_vectors()["mapped jvp"],
+        "mapped hvp, 24 vectors": lambda: of_vectors()["mapped hvp: jvp of grad"],
         "jacrev: 20 outputs, 100 inputs": lambda: jacobian(20, 100, True),
         "jacfwd: 100 outputs, 20 inputs": lambda: jacobian(100, 20, False),
     }

@@ -368,3 +368,31 @@ def test_free_memory_is_what_the_control_groups_leave(version, groups, expected,
 
 def test_free_memory_of_this_machine():
     assert 2**20 < _memory.free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_parts_are_joined_as_cat_joins_them():
+    from vmap_core.transform.chunking import Parts
+
+    def joined(dim, *parts):
+        whole = Parts(sum(p.shape[dim] for p in parts), dim)
+        for p in parts:
+            whole.add(p)
+        got, expected = whole.whole(), torch.cat(parts, dim)
+        assert torch.equal(got, expected)
+        assert (got.dtype, got.stride(), got.requires_grad) == (
+            expected.dtype,
+            expected.stride(),
+            expected.requires_grad,
+        )
+
+    a, b = torch.randn(2, 3), torch.randn(4, 3)
+    joined(0, a, b, a)
+    joined(-1, a.T, b.T)
+    joined(1, a.T.contiguous(), b.T)
+    joined(0, a, b.double(), a)  # cat promotes
+    joined(0, a, b.T.contiguous().T)
+    joined(0, a.requires_grad_(), b)
+    image = torch.randn(2, 3, 4, 4)
+    joined(0, image.to(memory_format=torch.channels_last), image)
+    joined(0, image, image.to(memory_format=torch.channels_last))
+    joined(1, image.to(torch.complex64).conj(), image.to(torch.complex64))

@@ -101,9 +101,9 @@ FUNCTIONS = {
     "joined with a constant": (lambda x: torch.cat([x, w.detach()]), 1),
     "joined with nothing": (lambda x: torch.cat([x, x.new_empty(0), x[0].new_empty(0).requires_grad_() * 1]), 1),
     "several outputs of a node": (lambda x: x.unbind()[1] * x.chunk(2, 1)[0][0, 0] + x.sort().values[0], 3),
-    "convolution": (lambda x: conv(x.reshape(2, 6)), 1),
-    "softmax": (lambda x: x.softmax(-1).log_softmax(0), 2),
-    "indices": (lambda x: (x[index], x.gather(0, index[None].expand(3, 3)), x.index_select(0, index)), 3),
+    "convolution": (lambda x: conv(x.reshape(2, 6)), 0),
+    "softmax": (lambda x: x.softmax(-1).log_softmax(0), 0),
+    "indices": (lambda x: (x[index], x.gather(0, index[None].expand(3, 3)), x.index_select(0, index)), 0),
     "a row of a table": (lambda x: table(index) * x, 0),
     "a recurrent layer": (lambda x: lstm(x[:, None])[0], None),
     "written to": (lambda x: torch.zeros(3, 4, dtype=x.dtype).add_(x).mul_(x), None),
@@ -113,7 +113,7 @@ FUNCTIONS = {
     "twice": (lambda x: (y := x.sin()) * y + y, 0),
     "an output twice": (lambda x: (y := x.sin(), y), 0),
     "scalar": (lambda x: x.sum() * x.mean() ** 2, 0),
-    "norm": (lambda x: norm(x), 1),
+    "norm": (lambda x: norm(x), 0),
 }
 
 
@@ -166,10 +166,52 @@ def test_an_intermediate_input_that_another_hides(walks):
 @pytest.mark.parametrize("weight_requires_grad", [True, False])
 def test_what_only_weights_need_is_not_computed(weight_requires_grad, walks):
     layer = nn.Conv1d(2, 3, 2).double().requires_grad_(weight_requires_grad)
-    x = leaf(2, 6)
-    against_the_loop(norm(layer(x)[:, :4]), x)
-    against_the_loop(norm(layer(x)[:, :4]), (x, norm.weight))
-    assert walks == [2, 2]
+    groups = nn.GroupNorm(1, 3).double()  # its node runs alone
+    x = leaf(1, 2, 6)
+    against_the_loop(groups(norm(layer(x)[..., :4])), x)
+    against_the_loop(groups(norm(layer(x)[..., :4])), (x, norm.weight, groups.weight))
+    assert walks == [1, 1]
+
+
+LAYERS = {
+    "convolution": (lambda x, w: F.conv2d(x, w, stride=2, padding=1, groups=2), (2, 4, 5, 5), (6, 2, 3, 3)),
+    "dilated convolution": (lambda x, w: F.conv2d(x, w, w[:, 0, 0, 0], dilation=2), (1, 3, 6, 6), (4, 3, 2, 2)),
+    "transposed convolution": (lambda x, w: F.conv_transpose2d(x, w, stride=2, groups=2), (2, 4, 3, 3), (4, 3, 2, 2)),
+    "convolution of an image": (lambda x, w: F.conv1d(x, w, w[:, 0, 0]), (2, 6), (4, 2, 3)),
+    "pooling": (lambda x, w: F.max_pool2d(x, 3, 1, 1) + F.avg_pool2d(x, 3, 1, 1), (2, 3, 5, 5), (1,)),
+    "pooling of an image": (lambda x, w: F.adaptive_avg_pool2d(F.max_pool2d(x, 2, 1), 2), (3, 6, 6), (1,)),
+    "average of others": (lambda x, w: F.avg_pool2d(x, 2, 1, 1, True, False, 3), (2, 3, 4, 5), (1,)),
+    "layer norm": (lambda x, w: F.layer_norm(x, (3, 4), w, w), (2, 5, 3, 4), (3, 4)),
+    "layer norm of one": (lambda x, w: F.layer_norm(x, (4,), w), (4,), (4,)),
+    "indices in a row": (lambda x, w: x[:, index, index], (2, 3, 3, 2), (1,)),
+    "indices apart": (lambda x, w: x[index, :, index], (3, 2, 3), (1,)),
+    "a mask": (lambda x, w: x[:, torch.tensor([True, False, True])], (2, 3, 4), (1,)),
+    "cumsum": (lambda x, w: x.cumsum(-2) + x.sum().cumsum(0), (2, 3, 4), (1,)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_formulas_of_layers(name, create_graph, walks):
+    function, *shapes = LAYERS[name]
+    x, w = (leaf(*shape) for shape in shapes)
+    got = against_the_loop(function(x, w), (x, w), allow_unused=True, create_graph=create_graph)
+    if create_graph:  # differentiated again, all agree, too
+        rows = [
+            grad(function(x, w), (x, w), v, create_graph=True, allow_unused=True)
+            for v in randn(3, *function(x, w).shape)
+        ]
+        for ours, theirs in zip(got, zip(*rows, strict=True), strict=True):
+            if ours is None or not theirs[0].requires_grad:  # the function is linear
+                continue
+            sums = ours.square().sum(), torch.stack(theirs).square().sum()
+            second, expected = (
+                grad(s, (x, w), retain_graph=True, allow_unused=True) if s.requires_grad else (None, None) for s in sums
+            )
+            for a, b in zip(second, expected, strict=True):
+                zeros = torch.zeros_like(b if b is not None else x)
+                torch.testing.assert_close(zeros if a is None else a, zeros if b is None else b)
+    assert len(walks) == 1
 
 
 def test_dtypes_and_shapes_of_gradients_are_the_inputs(walks):

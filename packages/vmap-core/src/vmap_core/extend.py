@@ -20,7 +20,7 @@ from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
 from .levels.exchange import exchange, exchanged
 from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
-from .levels.layout import mapped, same_storage, sample_layout, settled, storage_of
+from .levels.layout import below_levels, mapped, same_storage, sample_layout, settled, storage_of
 from .levels.level import Level, call
 from .levels.level import Level as BatchInfo
 from .levels.ownership import (
@@ -65,6 +65,7 @@ from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
 from .torch_compat.operators import aten, find, named_aten
+from .transform.chunking import Parts
 from .transform.control_flow import offer_control_flow
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
@@ -81,6 +82,7 @@ __all__ = [
     "InplaceError",
     "Level",
     "OpaqueCodeError",
+    "Parts",
     "Patch",
     "Piece",
     "Product",
@@ -96,6 +98,7 @@ __all__ = [
     "batch_dims",
     "become",
     "below",
+    "below_levels",
     "broadcast_all",
     "by_shape",
     "call",

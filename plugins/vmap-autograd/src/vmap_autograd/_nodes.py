@@ -10,25 +10,39 @@ that PyTorch has changed since.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from vmap_core import vmap
 from vmap_core.extend import aten
 
+from . import _layer_nodes
+from ._layer_nodes import Formula, dim_of, signed
 from ._measured_nodes import NODES
-
-Formula = Callable[[Any, Any, Sequence[bool]], Any]
 
 
 def formula_of(node: Any) -> Formula | None:
     """Return how to run a node on a batch of vectors; None if it has to run on lowered ones."""
     kind = type(node)
     if kind not in _known:
-        _known[kind] = _formula_of(kind.__name__)
+        _known[kind] = _mapped if is_linear(node) else _formula_of(kind.__name__)
     return _known[kind]
+
+
+def is_linear(node: Any) -> bool:
+    """Tell whether a node is that of one of the core's Functions, whose backward is linear in the gradient."""
+    return getattr(getattr(node, "_forward_cls", None), "backward_is_linear", False)
+
+
+def _mapped(node: Any, g: Any, needed: Any) -> Any:
+    """Map the backward of a Function, of which the node is the ctx; it has results for what is no tensor, too."""
+    results = vmap(functools.partial(node._forward_cls.backward, node))(g)
+    found = iter([r for r, need in zip(results, node.needs_input_grad, strict=True) if need])
+    return tuple(None if following is None else next(found) for following, _ in node.next_functions)
 
 
 def _formula_of(name: str) -> Formula | None:
@@ -42,17 +56,6 @@ _known: dict[type, Formula | None] = {}
 def as_it_is(node: Any, g: Any, needed: Any) -> Any:
     """Return what the node returns."""
     return node(g)
-
-
-def signed(number: int) -> int:
-    """Return a number that a node has saved as what it was: PyTorch shows them without a sign."""
-    return number if number < 2**63 else number - 2**64
-
-
-def dim_of(g: Any, dim: int) -> int:
-    """Return the physical dim of a sample's dim that a node has saved."""
-    dim = signed(dim)
-    return dim + 1 if dim >= 0 else dim + g.ndim
 
 
 def _of_shape(node: Any, g: Any, needed: Any) -> Any:
@@ -186,6 +189,7 @@ def _dot(a: Any, b: Any, g: Any, needed: Any) -> tuple[Any, Any]:
 
 
 FORMULAS: dict[str, Formula] = {
+    **_layer_nodes.FORMULAS,
     "AddmmBackward0": _scaled_sum("_saved_mat1", "_saved_mat2", _products),
     "AddmvBackward0": _scaled_sum("_saved_mat", "_saved_vec", _matrix_vector),
     "BaddbmmBackward0": _scaled_sum("_saved_batch1", "_saved_batch2", _batched_products),

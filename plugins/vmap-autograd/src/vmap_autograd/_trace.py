@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from vmap_core.extend import (
     BatchedTensor,
+    Level,
     UnsupportedError,
+    below_levels,
+    current_levels,
     leaves,
     make_batched,
     make_leaf,
@@ -25,7 +29,9 @@ from vmap_core.extend import (
 )
 
 from ._around import watching_around
+from ._below import gradients_below
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
+from ._reach import levels_met
 from ._state import hooks_made, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from ._walk import batched_vjp
@@ -63,7 +69,7 @@ class Trace:
 
     def gradients(self, outputs: list[Any], vectors: list[Any] | None, retain: bool, create: bool) -> list[Any]:
         """Return the gradients of the inputs, zeros where an output does not depend on one."""
-        return gradients(outputs, self.inputs, vectors, retain, create)
+        return gradients(outputs, self.inputs, vectors, retain, create, self.hooks)
 
 
 def trace(
@@ -74,6 +80,7 @@ def trace(
     has_aux: bool,
     name: str,
     within: type[_ForTangents] | None = None,
+    met: Any = ...,
 ) -> Trace:
     """Run a function with grad mode on.
 
@@ -85,13 +92,15 @@ def trace(
         has_aux: whether it returns a pair, of which only the first is differentiated.
         name: the transform, for errors.
         within: a mode to run it in, made of the inputs.
+        met: what `levels_met` has said of it; asked here, unless given.
     """
     hooks = hooks_made()
     with torch.enable_grad():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
         only_tensors(flat)
-        inputs = [_own_input(x) for x in flat]
+        among = levels_met(func, (args, kwargs)) if met is ... else met
+        inputs = [_own_input(x, among) for x in flat]
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
@@ -105,32 +114,55 @@ def trace(
 
 
 def gradients(
-    outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Any] | None, retain: bool, create: bool
-) -> list[Any]:
+    outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Any] | None, retain: bool, create: bool, hooks: int,
+    of_linear: bool = False,
+) -> list[Any]:  # fmt: skip
     """Return the gradients of inputs, zeros where no output depends on one; some outputs may have no graph."""
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
     grads: Any = [None] * len(inputs)
     if at and inputs:
-        grads = torch.autograd.grad(
-            [outputs[i] for i in at], inputs, None if vectors is None else [vectors[i] for i in at],
-            retain_graph=retain, create_graph=create, allow_unused=True,
-        )  # fmt: skip
+        ends, seeds = [outputs[i] for i in at], None if vectors is None else [vectors[i] for i in at]
+        grads = gradients_below(ends, inputs, seeds, keep=retain, create=create, hooks=hooks, of_linear=of_linear)
+        if grads is None:
+            grads = _by_rules(ends, inputs, seeds, retain, create, of_linear)
     return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
+def _by_rules(ends: Any, inputs: Any, seeds: Any, retain: bool, create: bool, of_linear: bool) -> Any:
+    """Ask for the gradients at the levels."""
+    apart = mixed(ends, inputs)
+    if of_linear and (apart or mixed(inputs, ends)):
+        raise UnsupportedError(
+            f"vmap: tangents, at {user_location()}, for a function that has something batched from where it was not "
+            f"looked for. Instead: pass what is batched as an argument."
+        )
+    with warnings.catch_warnings() if apart else contextlib.nullcontext():
+        if apart:  # by one vector per sample: the advice that the rule gives for that is not for a transform
+            warnings.simplefilter("ignore")
+        return torch.autograd.grad(ends, inputs, seeds, retain_graph=retain, create_graph=create, allow_unused=True)
+
+
 def gradients_of_rows(
-    outputs: Sequence[Any], inputs: Sequence[Any], rows: Sequence[Any], create: bool, hooks: int
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    rows: Sequence[Any],
+    create: bool,
+    hooks: int,
+    of_linear: bool = False,
 ) -> list[Any] | None:
     """Return the same for several vectors at once, in front; None where they have to be lowered (`lowered_map`).
 
     Args:
         outputs: tensors that depend on the inputs.
-        inputs: tensors with a batch dim at every active level.
+        inputs: tensors with the batch dims of all levels that the outputs have one of.
         rows: physical tensors, the vectors' elements as each sample has them.
         create: whether to record the backward pass.
         hooks: `hooks_made` before the graph was recorded.
+        of_linear: see `gradients_below`.
     """
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
+    if not of_linear and mixed([outputs[i] for i in at], inputs):
+        return None
     with without_modes():
         grads: Any = [None] * len(inputs)
         if at and inputs:
@@ -147,6 +179,12 @@ def gradients_of_rows(
             for g, x in zip(grads, own, strict=True)
         ]
     return [_behind_rows(g, x) for g, x in zip(grads, inputs, strict=True)]
+
+
+def mixed(outputs: Sequence[Any], inputs: Sequence[Any]) -> bool:
+    """Tell whether an output is batched where an input is not: its gradient sums over samples, which are to be kept apart."""
+    dims = [below_levels(o)[1].keys() for o in outputs]
+    return any(not below_levels(x)[1].keys() >= d for x in inputs for d in dims)
 
 
 def _of_every_sample(rows: Any, like: Any) -> Any:
@@ -218,21 +256,33 @@ def forward_mode_serves(primals: list[Any]) -> bool:
 
 
 def trace_for_tangents(
-    func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str
+    func: Callable[..., Any], argnums: Argnums | None, args: Any, kwargs: Any, has_aux: bool, name: str, met: Any = ...
 ) -> Trace:
-    """Run a function whose vjp is then differentiated by its vector, inside a forward mode that is in use."""
-    return trace(func, argnums, args, kwargs, has_aux, name, _ForTangents)
+    """Run a function whose vjp is then differentiated by its vector."""
+    return trace(func, argnums, args, kwargs, has_aux, name, _ForTangents, met)
 
 
-def _own_input(x: Any) -> Any:
-    y = own_samples(x)
+def _own_input(x: Any, among: frozenset[Level] | None) -> Any:
+    y = _expanded(x, among) if type(x) is Tensor and among is not None else own_samples(x, among)
     if not y.requires_grad:
         try:
             make_leaf(y)
         except RuntimeError:
             if not x.is_inference():
                 raise
-            make_leaf(y := own_samples(usable(x)))
+            make_leaf(y := own_samples(usable(x), among))
+    return y
+
+
+def _expanded(x: Tensor, among: frozenset[Level]) -> Any:
+    """Return `own_samples` of a tensor from outside all levels: with all batch dims at once."""
+    levels = current_levels()
+    with without_modes():
+        y: Any = x.view_as(x) if x.layout in (torch.strided, torch.jagged) else x.clone()
+        sizes = [level.batch_size for level in levels if level in among]
+        y = y.expand(*sizes, *x.shape) if sizes else y
+    for level in levels:
+        y = make_batched(y, 0 if level in among else None, level)
     return y
 
 

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 
 from vmap_core.extend import current_recorder, lowered_map, without_modes
 
-from ._nodes import formula_of
+from ._nodes import formula_of, is_linear
 from ._state import hooks_made
 from ._torch import AccumulateGrad, PythonNode, UndefinedGrad, dual_level, run_engine, transforms_active
 
@@ -161,7 +161,7 @@ def _plan(outputs: Sequence[Any], inputs: Sequence[Any]) -> _Plan | None:
                     return None
                 metas[node].append((tuple(m.shape), m.dtype))
         if leads[node]:
-            if isinstance(node, PythonNode):
+            if isinstance(node, PythonNode) and not is_linear(node):
                 return None
             targets = [(i, e, metas[e[0]][e[1]]) for i, e in enumerate(opened[node]) if needed[i]]
             steps.append(_Step(node, len(metas[node]), formula_of(node), needed, targets))
@@ -197,6 +197,7 @@ def _walk(plan: _Plan, outputs: Sequence[Any], vectors: Sequence[Any]) -> list[A
             if result is not None:
                 result = fitted(result, *meta)
                 grads[edge] = grads[edge] + result if edge in grads else result
+        del given, results, result  # memory, while the next one runs
     return [None if edge is None else grads.get(edge) for edge in plan.inputs]
 
 

@@ -40,6 +40,10 @@ def apply(info: Level, cls: Any, *args: Any, **kwargs: Any) -> Any:
         if batched:
             return wrap(info, *run_rule(cls.vmap, f"{cls.__name__}.vmap", info, tuple(dims), values, {}))
 
+    if getattr(cls, "backward_is_linear", False):  # one of the core's
+        values, _, batched = unwrap(info, args)
+        if not batched:
+            return wrap(info, cls.apply(*values), None)
     if cls is CheckpointFunction:
         with info.pushed():
             args = (with_modules_as_now(args[0]), *args[1:])

@@ -199,12 +199,12 @@ def _through_shared_graph(
         keep: whether to retain the graph.
         options: further ones of torch.autograd.grad.
     """
-    if any(is_of_outer_level(t) for t in (*outputs, *inputs)):
-        return _below_outer_level(info, outputs, inputs, vectors, keep, options)
     values, _, batched = unwrap(info, tuple(vectors))
     if not batched:
         grads = torch.autograd.grad(outputs, inputs, values, retain_graph=keep, **options)
-        return tuple(wrap(info, g, None) for g in grads)
+        return tuple(None if g is None else wrap(info, g, None) for g in grads)
+    if any(is_of_outer_level(t) for t in (*outputs, *inputs)):
+        return _below_outer_level(info, outputs, inputs, vectors, keep, options)
 
     if transforms_active():  # of torch.func, which would record the lowered operations
         return _in_a_loop(info, outputs, inputs, vectors, keep, options)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from vmap_core.extend import ComplexGraphError, InplaceError, lowered_map
+from vmap_core.extend import ComplexGraphError, InplaceError, Parts, lowered_map
 
 from ._checks import Argnums, only_tensors, output_tensors, refuse_complex, replaced, select, split_aux
 from ._state import takes_derivatives, usable
 from ._torch import transforms_active, tree_flatten, tree_unflatten
-from ._trace import forward_mode_serves, gradients_of_rows, physical, trace, trace_for_tangents
+from ._trace import forward_mode_serves, gradients_of_rows, mixed, physical, trace, trace_for_tangents
 from .transforms import linear_map
 
 
@@ -73,7 +73,8 @@ def jacrev(
         def pull_rows(rows: list[Any]) -> list[Any] | None:
             return gradients_of_rows(outputs, traced.inputs, rows, create, traced.hooks)
 
-        rows = traced.result(_by_rows(pull, outputs, chunk_size, pull_rows))
+        size = 1 if mixed(outputs, traced.inputs) else chunk_size  # else vectors would be computed with
+        rows = traced.result(_by_rows(pull, outputs, size, pull_rows))
         parts = [x.split([o.numel() for o in outputs]) for x in rows]
         blocks = [
             [parts[j][i].reshape((*o.shape, *x.shape)) for j, x in enumerate(traced.inputs)]
@@ -210,17 +211,22 @@ def _by_rows(
     step = count if chunk_size is None else chunk_size
     if transforms_active():  # of torch.func, which would record the lowered operations
         step = 1
-    chunks = []
+    joined: list[Parts] = []
     for start in range(0, max(count, 1), max(step, 1)):
         rows = [physical(v) for v in _identity_rows(like, start, min(start + step, count))]
         if rows[0].shape[0] == 1:
-            chunks.append([x.unsqueeze(0) for x in function([v[0] for v in rows])])
+            chunk = [x.unsqueeze(0) for x in function([v[0] for v in rows])]
         else:
             try:
-                chunks.append(of_rows(rows) or lowered_map(function, rows))
+                chunk = of_rows(rows) or lowered_map(function, rows)
             except (ComplexGraphError, InplaceError):  # a formula writes them into a tensor that is not lowered
                 return _by_rows(function, like, 1)
-    return chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        if step >= count:
+            return chunk
+        joined = joined or [Parts(count, 0) for _ in chunk]
+        for parts in reversed(joined):
+            parts.add(chunk.pop())
+    return [parts.whole() for parts in joined]
 
 
 def _identity_rows(like: list[Any], start: int, stop: int) -> list[Any]:

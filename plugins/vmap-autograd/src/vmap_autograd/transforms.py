@@ -15,7 +15,8 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from vmap_core.extend import make_leaf, own_samples
+from vmap_core import vmap
+from vmap_core.extend import below_levels, make_leaf, own_samples
 
 from ._checks import (
     Argnums,
@@ -26,6 +27,7 @@ from ._checks import (
     scalar,
     split_aux,
 )
+from ._reach import OWN_TANGENTS, levels_met, levels_of
 from ._state import takes_derivatives, usable
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import (
@@ -169,7 +171,8 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     Signature and results are those of ``torch.func.jvp``
     (https://docs.pytorch.org/docs/stable/generated/torch.func.jvp.html). Inside another jvp, since PyTorch's
     forward mode has one level, and where the primals require grad, since not all its formulas can be differentiated
-    again, the vjp, which is linear, is differentiated by its vector instead.
+    again, the vjp, which is linear, is differentiated by its vector instead. So it is where only the tangents are
+    batched: a dual tensor has one shape, and the value would be computed for every tangent.
 
     Args:
         func: takes and returns tensors, or trees of them.
@@ -189,8 +192,11 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     """
     flat, vectors, spec = checked_tangents(primals, tangents)
     flat, vectors = [*map(usable, flat)], [*map(usable, vectors)]
-    if not forward_mode_serves(flat):
-        traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp")
+    met = levels_met(func, primals, OWN_TANGENTS)
+    further = levels_of(vectors) - met if met is not None else ()
+    if not forward_mode_serves(flat) or (further and not any(v.is_complex() for v in vectors)):
+        met = None if met is None else levels_of(flat) | (met & levels_of(vectors))
+        traced = trace_for_tangents(func, None, primals, {}, has_aux, "jvp", met)
         pushed = linear_map(traced, strict)(vectors)
         pushed = pushed if requires_grad(tangents) else traced.result(pushed)
         pushed = tree_unflatten(pushed, output_tensors(traced.out, "jvp")[1])
@@ -257,27 +263,53 @@ class linear_map:
 
     def __init__(self, traced: Trace, strict: bool = False) -> None:
         """Record the vjp of a function that has run."""
-        outputs, _ = output_tensors(traced.out, "jvp")
-        with torch.enable_grad():
-            self.vectors = [_zeros_leaf(o) for o in outputs]
-            self.grads = traced.gradients(outputs, self.vectors, retain=True, create=True)
         self.traced = traced
-        if strict and not all(o.requires_grad for o in outputs):
+        self.outputs, _ = output_tensors(traced.out, "jvp")
+        dependent = [o for o in self.outputs if o.requires_grad]
+        if strict and len(dependent) < len(self.outputs):
             raise RuntimeError(_INDEPENDENT)
+        with torch.enable_grad():
+            self.vectors = [_zeros_leaf(o) for o in dependent]
+            self.grads = gradients(dependent, traced.inputs, self.vectors, True, True, traced.hooks, of_linear=True)
 
     def __call__(self, tangents: list[Any]) -> list[Any]:
         """Apply it to tangents."""
-        return gradients(self.grads, self.vectors, tangents, True, self._recorded(tangents))
+        create, hooks = self._recorded(tangents), self.traced.hooks
+        try:
+            found = gradients(self.grads, self.vectors, tangents, True, create, hooks, of_linear=True)
+        except RuntimeError:  # a formula has no derivative
+            found = [self._of_jacobian(o, tangents, create) for o in self.outputs if o.requires_grad]
+        return self._with_zeros(found, ())
+
+    def _of_jacobian(self, output: Any, tangents: list[Any], create: bool) -> Any:
+        """Return an output's tangent as the sum of products with the Jacobian, of which each row is a vjp."""
+
+        def row(vector: Any) -> list[Any]:
+            return gradients([output], self.traced.inputs, [vector], True, create, self.traced.hooks)
+
+        eye = torch.eye(output.numel(), dtype=output.dtype, device=output.device).reshape(-1, *output.shape)
+        parts = [rows.flatten(1) @ t.flatten() for rows, t in zip(vmap(row)(eye), tangents, strict=True)]
+        return functools.reduce(torch.add, parts).reshape(output.shape)
 
     def of_rows(self, rows: list[Any]) -> list[Any] | None:
         """Apply it to rows of tangents; see `gradients_of_rows`."""
-        return gradients_of_rows(self.grads, self.vectors, rows, self._recorded(rows), self.traced.hooks)
+        create = self._recorded(rows)
+        found = gradients_of_rows(self.grads, self.vectors, rows, create, self.traced.hooks, of_linear=True)
+        return None if found is None else self._with_zeros(found, (rows[0].shape[0],))
+
+    def _with_zeros(self, found: list[Any], lead: tuple[int, ...]) -> list[Any]:
+        """Return the tangents of all outputs, zeros for those that depend on no input."""
+        rest = iter(found)
+        return [
+            next(rest) if o.requires_grad else torch.zeros((*lead, *o.shape), dtype=o.dtype, device=o.device)
+            for o in self.outputs
+        ]
 
     def _recorded(self, tangents: list[Any]) -> bool:
         return torch.is_grad_enabled() and (self.traced.recorded or any(t.requires_grad for t in tangents))
 
 
 def _zeros_leaf(x: Any) -> Any:
-    leaf = own_samples(torch.zeros_like(detached(x)))
+    leaf = own_samples(torch.zeros_like(detached(x)), frozenset(below_levels(x)[1]))
     make_leaf(leaf)
     return leaf

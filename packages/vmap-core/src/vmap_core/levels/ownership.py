@@ -160,28 +160,34 @@ def own_memory_at(level: Level, x: Any) -> None:
         own_memory(x)
 
 
-def own_samples(x: Any) -> Any:
+def own_samples(x: Any, among: frozenset[Level] | None = None) -> Any:
     """Return a view of a tensor that has a batch dim at every active level, so that every sample has its own.
 
     Where the samples share the tensor, it is expanded without a copy. Autograd then keeps apart what the samples do
     to it: the gradient with respect to the view is per sample, and leads on to the tensor it views.
+
+    Args:
+        x: the tensor.
+        among: the levels at which it is to have one; at others it stays as it is. None for all.
     """
     if stack_size():
-        return dispatch(own_samples, (x,))
+        return dispatch(own_samples, (x,) if among is None else (x, among))
     return x.view_as(x) if x.layout in (torch.strided, torch.jagged) else x.clone()  # a sparse tensor has no views
 
 
-def own_samples_at(level: Level, x: Any) -> BatchedTensor:
+def own_samples_at(level: Level, x: Any, among: frozenset[Level] | None = None) -> BatchedTensor:
     """Do it at a level that is off the stack, and at those outside it."""
     if type(x) is not BatchedTensor or x._level is not level or x._bdim is None:
-        value = x._value if type(x) is BatchedTensor and x._level is level else x
-        return make_batched(expanded(own_samples(value), level.batch_size), 0, level)
+        value = own_samples(x._value if type(x) is BatchedTensor and x._level is level else x, among)
+        if among is None or level in among:
+            return make_batched(expanded(value, level.batch_size), 0, level)
+        return shared(level, value)
     lay_out(x)
-    return make_batched(own_samples(x._value), x._bdim, level, x._origin)
+    return make_batched(own_samples(x._value, among), x._bdim, level, x._origin)
 
 
 def make_leaf(x: Any) -> None:
-    """Let a tensor with a batch dim at every active level require grad: the physical tensor becomes a leaf."""
+    """Let a tensor that `own_samples` has given require grad: the physical tensor becomes a leaf."""
     x, dims = physical_with_dims(x)
     if transforms_active():
         with enable_inplace_requires_grad(True):

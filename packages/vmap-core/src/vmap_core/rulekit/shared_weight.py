@@ -71,6 +71,7 @@ def _one(x: Any) -> Any:
 
 class _Unexpanded(Function):
     generate_vmap_rule = True
+    backward_is_linear = True  # so a sum of gradients will do, where no sample differs (see vmap-autograd's `function`)
 
     @staticmethod
     def forward(op: Product, options: Any, x: Any, weight: Any, bias: Any) -> Any:
@@ -122,7 +123,7 @@ def _cast_one(x: Any, bdim: Any, dtype: torch.dtype) -> Any:
 class _Cast(Function):
     """The gradient stays per sample."""
 
-    generate_vmap_rule = True
+    generate_vmap_rule = backward_is_linear = True
     forward = staticmethod(_cast_one)
 
     @staticmethod

@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 from ..errors import user_location
 from ..levels import tree
 from ..levels.randomness import generator_state, set_generator_state
+from ..torch_compat.functorch import transforms_active
+from ..torch_compat.mode_stack import stack_size
+from ..torch_compat.tensors import dual_level
 from . import memory
 
 FIRST = 8  # samples of the first chunk, which is measured
@@ -49,12 +52,13 @@ def run_in_chunks(
         progress: whether to show a bar.
     """
     chunks = _Measured(size, leaves, memory_budget) if isinstance(chunk_size, str) else _Fixed(chunk_size)
-    outputs: list[list[Any]] = []
-    spec: Any = None
+    joined: list[Parts] = []
+    places: list[Any] = []
+    spec: Any = NOTHING_YET
     generators = _Generators() if randomness == "same" and chunks.size < size else None
     with generators or contextlib.nullcontext(), _bar(size, progress) as advance:
         start = 0
-        while start < size or not outputs:
+        while start < size or spec is NOTHING_YET:
             if generators is not None:
                 generators.rewind()
             length = min(chunks.size, size - start)
@@ -66,20 +70,95 @@ def run_in_chunks(
                     raise
                 continue
             flat: list[Any] = []
-            spec = tree.flatten(out, flat)
-            outputs.append(flat)
+            first, spec = spec is NOTHING_YET, tree.flatten(out, flat)
+            if first and length >= size:
+                advance(length)
+                return tree.unflatten(spec, iter(flat))
+            if first:
+                places = _places(spec, out_dims)
+                joined = [
+                    Parts(size, dim if isinstance(x, Tensor) else None) for x, dim in zip(flat, places, strict=True)
+                ]
+            del out  # of large outputs, no more than a chunk is to be there twice
+            for parts in reversed(joined):
+                parts.add(flat.pop())
             start += length
             advance(length)
-    if len(outputs) == 1:
-        return tree.unflatten(spec, iter(outputs[0]))
+    spec = tree.with_dim(tree.without_dim(spec, places, out_dims), places, size, out_dims)
+    return tree.unflatten(spec, iter([parts.whole() for parts in joined]))
+
+
+def _places(spec: Any, out_dims: Any) -> list[Any]:
+    """Return where each output has its batch dim."""
     is_single = isinstance(out_dims, tuple) and spec is None and len(out_dims) == 1
     places = list(out_dims) if is_single else tree.broadcast(out_dims, spec)
     assert places is not None  # the chunks' own calls have checked it
-    joined = []
-    for parts, dim in zip(zip(*outputs, strict=True), places, strict=True):
-        joined.append(torch.cat(parts, dim) if dim is not None and isinstance(parts[0], Tensor) else parts[0])
-    spec = tree.with_dim(tree.without_dim(spec, places, out_dims), places, size, out_dims)
-    return tree.unflatten(spec, iter(joined))
+    return places
+
+
+class Parts:
+    """One output's parts, joined as `torch.cat` joins them.
+
+    Where that allows, memory for all of them is made with the first, and each is written there: parts that are kept until the
+    end are twice in memory then.
+
+    Args:
+        size: the size of the whole along ``dim``.
+        dim: the dim to join along; None where the first part is the whole.
+    """
+
+    def __init__(self, size: int, dim: int | None) -> None:
+        self.size, self.dim = size, dim
+        self.parts: list[Any] = []
+        self.memory: Any = None
+        self.filled = 0
+
+    def add(self, part: Any) -> None:
+        """Add the next part."""
+        if self.dim is None:
+            self.parts = self.parts or [part]
+            return
+        if self.memory is None and not self.parts and _is_plain(part):
+            dim = self.dim % part.ndim
+            self.memory = part.new_empty((*part.shape[:dim], self.size, *part.shape[dim + 1 :]))
+        if self.memory is not None and not (_is_plain(part) and self._fits(part)):
+            self.parts = [self.memory.narrow(self.dim, 0, self.filled)]
+            self.memory = None
+        if self.memory is None:
+            self.parts.append(part)
+            return
+        length = part.shape[self.dim]
+        self.memory.narrow(self.dim, self.filled, length).copy_(part)
+        self.filled += length
+
+    def _fits(self, part: Any) -> bool:
+        return bool(
+            part.dtype == self.memory.dtype
+            and part.device == self.memory.device
+            and part.ndim == self.memory.ndim
+            and part.shape == self.memory.narrow(self.dim, self.filled, part.shape[self.dim]).shape
+        )
+
+    def whole(self) -> Any:
+        """Return all parts as one."""
+        if self.memory is not None:
+            return self.memory
+        return self.parts[0] if self.dim is None else torch.cat(self.parts, self.dim)
+
+
+def _is_plain(x: Any) -> bool:
+    """Tell whether a tensor is its values and no more, and lies in memory as what it is joined to would."""
+    return (
+        type(x) is Tensor and x.layout is torch.strided and not x.requires_grad and x.is_contiguous()
+        and not x.is_quantized and not stack_size() and dual_level() < 0 and not transforms_active()
+    )  # fmt: skip
+
+
+class _Nothing:
+    """What there is before the first chunk has run."""
+
+
+NOTHING_YET = _Nothing()
 
 
 class _Fixed:
