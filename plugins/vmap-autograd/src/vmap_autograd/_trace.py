@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from vmap_core.extend import (
     BatchedTensor,
     UnsupportedError,
+    dispatch,
     leaves,
     make_batched,
     make_leaf,
@@ -24,9 +25,9 @@ from vmap_core.extend import (
     without_modes,
 )
 
-from ._around import watching_around
+from ._around import Around
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
-from ._state import hooks_made, usable
+from ._state import hooks_made, physical, recorded, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from ._walk import batched_vjp
 from .accumulate import leaves_of
@@ -87,7 +88,7 @@ def trace(
         within: a mode to run it in, made of the inputs.
     """
     hooks = hooks_made()
-    with torch.enable_grad():
+    with recorded():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
         only_tensors(flat)
@@ -95,12 +96,18 @@ def trace(
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
-        with within(inputs) if within else contextlib.nullcontext(), watching_around(func, (args, kwargs), name):
+        around = Around(func, (args, kwargs), name)
+        if within is None and around.copies is None:
             out = func(*args, **kwargs)
+        else:
+            with within(inputs) if within else contextlib.nullcontext(), around.copies or contextlib.nullcontext():
+                out = func(*args, **kwargs)
+        around.check()
         out, aux = split_aux(out, has_aux, name)
-    for leaf in map(physical, inputs):
-        leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
-    connected = any(x.requires_grad for x in flat) or _reaches_others(out, inputs)
+    with without_modes():  # a level would be asked what a tensor is
+        for leaf in map(physical, inputs):
+            leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
+        connected = any([physical(x).requires_grad for x in flat]) or _reaches_others(out, inputs)
     return Trace(inputs, spec, out, aux, connected, hooks)
 
 
@@ -111,10 +118,11 @@ def gradients(
     at = [i for i, o in enumerate(outputs) if o.requires_grad]
     grads: Any = [None] * len(inputs)
     if at and inputs:
-        grads = torch.autograd.grad(
-            [outputs[i] for i in at], inputs, None if vectors is None else [vectors[i] for i in at],
-            retain_graph=retain, create_graph=create, allow_unused=True,
-        )  # fmt: skip
+        given: Any = [outputs[i] for i in at], inputs, None if vectors is None else [vectors[i] for i in at]
+        options: Any = {"retain_graph": retain, "create_graph": create, "allow_unused": True}
+        # a level is asked at once: torch.autograd would look at all that it is given first
+        batched = type(given[0][0]) is BatchedTensor
+        grads = dispatch(torch.autograd.grad, given, options) if batched else torch.autograd.grad(*given, **options)
     return [torch.zeros_like(x.detach()) if g is None else g for g, x in zip(grads, inputs, strict=True)]
 
 
@@ -240,13 +248,6 @@ def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
     outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
     return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs))
-
-
-def physical(x: Any) -> Any:
-    """Return the tensor behind all levels."""
-    while type(x) is BatchedTensor:
-        x = x._value
-    return x
 
 
 def requires_grad(tree: Any) -> bool:
