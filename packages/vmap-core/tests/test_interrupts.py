@@ -176,7 +176,7 @@ def test_what_is_left_is_taken_off_by_the_next():
     left = Level(2, "error", current_table(), "interrupted")
     with Mode() as mode:
         push_mode(left)
-        left.active, left.plans = False, {}
+        left.active, left.plans, left.ways = False, {}, {}
         seen = []
         assert type(torch.sin(X)) is type(torch.ones(3)) is type(X + torch.ones(3)) is torch.Tensor
         out = vmap(lambda x: (x.sin(), seen.extend(modes()))[0])(X)

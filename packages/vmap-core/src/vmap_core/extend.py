@@ -18,6 +18,7 @@ from .errors import (
 )
 from .levels.args import unwrap, wrap
 from .levels.containers import leaves, map_leaves
+from .levels.entry import dispatch
 from .levels.exchange import exchange, exchanged
 from .levels.graph_node import Dims, GraphNode, physical_with_dims, shows_samples
 from .levels.layout import below_levels, mapped, same_storage, sample_layout, settled, storage_of
@@ -106,6 +107,7 @@ __all__ = [
     "current_levels",
     "current_recorder",
     "decompose",
+    "dispatch",
     "emitter",
     "ensure_bdim",
     "every_sample",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vmap_core import vmap
-from vmap_core.dispatch import planner, specialise
+from vmap_core.dispatch import planner, steps, ways
 from vmap_core.extend import BatchedTensor
 from vmap_core.rulekit.packs import current_table, table_in_force
 from vmap_core.rulekit.rule import Table
@@ -98,14 +98,14 @@ def test_the_last_call_is_short(name: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_many_places_are_asked_for_once(monkeypatch: pytest.MonkeyPatch):
     asked = 0
-    native = specialise.learn
+    native = steps.learn
 
     def counted(*args):
         nonlocal asked
         asked += 1
         return native(*args)
 
-    monkeypatch.setattr(specialise, "learn", counted)
+    monkeypatch.setattr(steps, "learn", counted)
     x = torch.arange(5000.0).reshape(2, 2500)
     with table_in_force(Table(current_table().packs)):
         for _ in range(2):
@@ -117,9 +117,9 @@ def test_many_places_are_asked_for_once(monkeypatch: pytest.MonkeyPatch):
 def test_one_compilation_serves_all_operators_of_a_kind():
     with table_in_force(Table(current_table().packs)):
         vmap(lambda x: torch.sin(x))(torch.ones(2))
-        before = specialise._maker.cache_info().misses
+        before = ways._compiled.cache_info().misses
         vmap(lambda x: torch.cos(x) + torch.exp(x).tanh() * torch.sqrt(x))(torch.ones(2))
-        assert specialise._maker.cache_info().misses <= before + 1  # the pair
+        assert ways._compiled.cache_info().misses <= before + 1  # the pair
 
 
 class Pair(NamedTuple):

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vmap_core.extend import BatchedTensor, UnsupportedError, leaves, map_leaves, user_location, values_around
+from vmap_core.extend import (
+    BatchedTensor,
+    UnsupportedError,
+    leaves,
+    map_leaves,
+    user_location,
+    values_around,
+    without_modes,
+)
 
-from ._state import usable
+from ._state import physical, usable
 
 
-@contextlib.contextmanager
-def watching_around(func: Callable[..., Any], args: Any, name: str) -> Iterator[None]:
-    """Run a function that autograd records, and look at the tensors that it has from around it.
+class Around:
+    """What a function that autograd records has from around it.
 
-    Autograd saves none that was made in inference mode, so the function finds copies of those. And one that is written to
-    would keep the graph.
+    Autograd saves no tensor that was made in inference mode, so where there is one the function is to find copies of such. And a
+    tensor that is written to would keep the graph.
 
-    Args:
-        func: the function.
-        args: its arguments.
-        name: the transform, for the error.
-
-    Raises:
-        UnsupportedError: it has written what depends on its inputs to a tensor from around it.
+    Attributes:
+        copies: a mode to run the function in, which hands it those copies; None where there are none.
     """
-    around = [v for v in values_around(func) if isinstance(v, Tensor) and type(v) is not BatchedTensor]
-    given = (v for v in leaves(args) if isinstance(v, Tensor))
-    constant = [v for v in around if not v.requires_grad]
-    with _Copies() if any(v.is_inference() for v in (*around, *given)) else contextlib.nullcontext():
-        yield
-    for v in constant:
-        if v.requires_grad and not v.is_leaf:
-            raise UnsupportedError(
-                f"vmap: {name} at {user_location()}: the function has written to a captured tensor of shape "
-                f"{tuple(v.shape)}, which holds a part of its graph now. Instead: pass that tensor as an argument, or write "
-                f"what is detached."
-            )
+
+    __slots__ = ("_constant", "_name", "copies")
+
+    def __init__(self, func: Callable[..., Any], args: Any, name: str) -> None:
+        """Look at a function before it runs: at what it has, and what it is given.
+
+        Args:
+            func: the function.
+            args: its arguments.
+            name: the transform, for the error.
+        """
+        around = [v for v in values_around(func) if isinstance(v, Tensor) and type(v) is not BatchedTensor]
+        given = [physical(v) for v in leaves(args) if isinstance(v, Tensor)]
+        with without_modes():  # a level would be asked what a tensor is
+            made_in_inference = any([v.is_inference() for v in (*around, *given)])
+            self._constant = [v for v in around if not v.requires_grad]
+        self.copies = _Copies() if made_in_inference else None
+        self._name = name
+
+    def check(self) -> None:
+        """Look again, when it has run.
+
+        Raises:
+            UnsupportedError: it has written what depends on its inputs to a tensor from around it.
+        """
+        for v in self._constant:
+            if v.requires_grad and not v.is_leaf:
+                raise UnsupportedError(
+                    f"vmap: {self._name} at {user_location()}: the function has written to a captured tensor of shape "
+                    f"{tuple(v.shape)}, which holds a part of its graph now. Instead: pass that tensor as an argument, or write "
+                    f"what is detached."
+                )
 
 
 class _Copies(TorchFunctionMode):

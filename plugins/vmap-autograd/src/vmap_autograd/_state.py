@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from vmap_core.extend import BatchedTensor
+
 from ._torch import fwd_grad_enabled, set_fwd_grad_enabled
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +37,33 @@ def takes_derivatives(function: F) -> F:
 def usable(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor that autograd takes: a copy of one that was made in inference mode."""
     return x.clone() if x.is_inference() else x
+
+
+def physical(x: Any) -> Any:
+    """Return the tensor behind all levels."""
+    while type(x) is BatchedTensor:
+        x = x._value
+    return x
+
+
+class recorded:
+    """Runs a block with grad mode on.
+
+    Not `torch.enable_grad`: to set the mode is a call that each level is asked about, also where it is on.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        """Switch it on."""
+        self._before = torch.is_grad_enabled()
+        if not self._before:
+            torch.set_grad_enabled(True)
+
+    def __exit__(self, *exc: object) -> None:
+        """Put it back, whatever the block has done to it."""
+        if torch.is_grad_enabled() != self._before:
+            torch.set_grad_enabled(self._before)
 
 
 def hooks_made() -> int:

@@ -19,6 +19,7 @@ from vmap_core.extend import (
     UnsupportedError,
     below_levels,
     current_levels,
+    dispatch,
     leaves,
     make_batched,
     make_leaf,
@@ -28,11 +29,11 @@ from vmap_core.extend import (
     without_modes,
 )
 
-from ._around import watching_around
+from ._around import Around
 from ._below import gradients_below
 from ._checks import Argnums, only_tensors, replaced, select, split_aux
 from ._reach import levels_met
-from ._state import hooks_made, usable
+from ._state import hooks_made, physical, recorded, usable
 from ._torch import TreeSpec, dual_level, fwd_grad_enabled, tree_flatten, tree_unflatten
 from ._walk import batched_vjp
 from .accumulate import leaves_of
@@ -95,7 +96,7 @@ def trace(
         met: what `levels_met` has said of it; asked here, unless given.
     """
     hooks = hooks_made()
-    with torch.enable_grad():
+    with recorded():
         chosen = args if argnums is None else select(args, argnums)
         flat, spec = tree_flatten(chosen)
         only_tensors(flat)
@@ -104,12 +105,18 @@ def trace(
         args = (
             tree_unflatten(inputs, spec) if argnums is None else replaced(args, argnums, tree_unflatten(inputs, spec))
         )
-        with within(inputs) if within else contextlib.nullcontext(), watching_around(func, (args, kwargs), name):
+        around = Around(func, (args, kwargs), name)
+        if within is None and around.copies is None:
             out = func(*args, **kwargs)
+        else:
+            with within(inputs) if within else contextlib.nullcontext(), around.copies or contextlib.nullcontext():
+                out = func(*args, **kwargs)
+        around.check()
         out, aux = split_aux(out, has_aux, name)
-    for leaf in map(physical, inputs):
-        leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
-    connected = any(x.requires_grad for x in flat) or _reaches_others(out, inputs)
+    with without_modes():  # a level would be asked what a tensor is
+        for leaf in map(physical, inputs):
+            leaf._vmap_ended = True  # what is computed with it from here on leads to nobody's input
+        connected = any([physical(x).requires_grad for x in flat]) or _reaches_others(out, inputs)
     return Trace(inputs, spec, out, aux, connected, hooks)
 
 
@@ -139,7 +146,12 @@ def _by_rules(ends: Any, inputs: Any, seeds: Any, retain: bool, create: bool, of
     with warnings.catch_warnings() if apart else contextlib.nullcontext():
         if apart:  # by one vector per sample: the advice that the rule gives for that is not for a transform
             warnings.simplefilter("ignore")
-        return torch.autograd.grad(ends, inputs, seeds, retain_graph=retain, create_graph=create, allow_unused=True)
+        options: Any = {"retain_graph": retain, "create_graph": create, "allow_unused": True}
+        # a level is asked at once: torch.autograd would look at all that it is given first
+        run = dispatch if type(ends[0]) is BatchedTensor else None
+        return torch.autograd.grad(ends, inputs, seeds, **options) if run is None else run(
+            torch.autograd.grad, (ends, inputs, seeds), options
+        )
 
 
 def gradients_of_rows(
@@ -290,13 +302,6 @@ def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
     outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
     return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs))
-
-
-def physical(x: Any) -> Any:
-    """Return the tensor behind all levels."""
-    while type(x) is BatchedTensor:
-        x = x._value
-    return x
 
 
 def requires_grad(tree: Any) -> bool:

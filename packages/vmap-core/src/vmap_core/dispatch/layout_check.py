@@ -25,6 +25,8 @@ def layout_checked(plan: Plan, func: Any) -> Run:
         made = [x for x in _batched(level, out) if not any(x is a for a in given)]
         for x in made:
             value, bdim = x._value, x._bdim
+            if x._rank not in (0, value.ndim):
+                _refuse(level, func, plan, f"a tensor of {value.ndim} dims that is said to have {x._rank}")
             if bdim == 0 and not is_outermost(value, 0):
                 _refuse(level, func, plan, f"a result with batch dim 0 and strides {value.stride()}")
             if bdim and x._origin is None and any(same_storage(value, a._value) for a in given):

@@ -7,6 +7,7 @@ arguments in order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..levels.level import Level, pushed
+from ..levels.level import Level, call_by_types, pushed
 from ..levels.tensor import BatchedTensor
 from ..rulekit.checked import checked
 from ..rulekit.keeping import keep, lasts
@@ -35,6 +36,7 @@ from .properties import property_run
 from .refusals import needs_autograd
 from .resolve import ONCE, PARTS, resolve
 from .specialise import specialise
+from .ways import way
 
 
 def call_inherent(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -52,10 +54,20 @@ def run_for(level: Level, key: Any, func: Any, args: tuple[Any, ...], kwargs: di
     _learn_lists((*args, *kwargs.values()))
     listed = not LISTS.isdisjoint(key[1:])
     plan = Plan(by_elements(key, len(args)), BY_ELEMENTS) if listed else make_plan(level, func, args, kwargs)
-    return level.table.enter(level.plans, key, plan)
+    run = level.table.enter(level.plans, key, plan)
+    kinds = (*map(type, args), *map(type, kwargs.values()))
+    if plan.first is None and lasts(func) and all(map(lasts, kinds)):
+        level.ways[func] = way(run, args, kwargs, _behind(level, func))
+    return run
 
 
 Table.make = staticmethod(run_for)
+
+
+def _behind(level: Level, func: Any) -> Run:
+    """Return what runs the calls of a function until now."""
+    return level.ways.get(func) or functools.partial(call_by_types, func)
+
 
 BY_ELEMENTS = Served("by the types in its lists")
 
@@ -80,6 +92,9 @@ def by_elements(key: Any, count: int) -> Run:
                 run = level.table.enter(level.plans, full, make_plan(level, func, args, kwargs))
                 if LISTS.isdisjoint(types):
                     keep(runs, types, run)
+                if types is all_batched and hasattr(run, "lines") and lasts(func):  # lines look at lists themselves
+                    behind = _behind(level, func)
+                    level.ways[func] = way(run, args, kwargs, behind, general=behind)
             return run(level, args, kwargs)
 
         return run_by_first
@@ -211,6 +226,8 @@ def rule_run(
     general = general_run(rule, func, op, arrange)
     if returns_view(op) if op is not None else rule.by_shape or rule.may_return_self:  # without an operator: a property
         general = view_run(general)
+        if rule.kind == "logical":
+            return general
     return specialise(rule, op, arrange, args, kwargs, general)
 
 

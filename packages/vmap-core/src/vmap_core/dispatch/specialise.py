@@ -7,25 +7,23 @@ else; a call that is not of the kind they are made for takes the general way.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from types import MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..levels import head
 from ..levels.args import has_tensor, wrap
 from ..levels.layout import lay_out, seen, settled
-from ..levels.level import Level
 from ..levels.sharing import refuse_seen
-from ..levels.tensor import BatchedTensor
-from ..rulekit.by_shape import learn
+from ..levels.tensor import BatchedTensor, batched_objects, rank_of
 from ..rulekit.dims import lie_alike
-from ..rulekit.rule import Rule
+from ..rulekit.rule import Leading, Rule
 from ..torch_compat.operators import RANDOM, OpOverload, returns_view
 from .binding import Arrange
 from .plan import Run
+from .steps import Known, beside_shared, joined, padded, unlisted
+from .ways import SCOPE, Lines
 
 BATCHED, LIST, PLAIN, OTHER = "batched", "list", "plain", "other"
 
@@ -43,24 +41,46 @@ def specialise(rule: Rule, op: OpOverload | None, arrange: Arrange | None, args:
     """
     if op is not None and ([str(r.type) for r in op._schema.returns] != ["Tensor"] or RANDOM in op.tags):
         return general
+
+    def made(text: str, **names: Any) -> Run:
+        return Lines(text, {"general": general, **names}).run(len(args))
+
     call = _Call(arrange, args, kwargs)
     kinds = [kind for _, kind in call.operands]
+    if rule.kind == "logical":
+        if arrange is not None:
+            return general
+        given = ", ".join(["level", *(f"a{i}" for i in range(len(args))), *["**kwargs"] * bool(kwargs)])
+        expression = (rule.in_front or {}).get(tuple(map(type, args[1:]))) if type(args[0]) is BatchedTensor else None
+        in_front = [] if expression is None or kwargs else _in_front(expression)
+        return made(_lines(*in_front, f"return function({given})"), function=rule.function)
     if not call.is_simple:
         return general
     if rule.by_shape is not None and kinds[:1] == [BATCHED] and set(kinds[1:]) <= {OTHER}:
-        views = op is None or returns_view(op)
-        return _make(call.by_shape(views), general, known=_Known(rule.by_shape, arrange))
+        return made(call.by_shape(op is None or returns_view(op)), known=Known(rule.by_shape, arrange))
     if rule.kind != "physical" or op is None or returns_view(op):
         return general
     if rule.inplace_method is not None:
         fits = arrange is None and not kwargs and len(kinds) == 2 and kinds[0] == BATCHED
-        return _make(call.in_place(rule.inplace_method), general) if fits and _is_operand(args[1]) else general
+        return made(call.in_place(rule.inplace_method)) if fits and _is_operand(args[1]) else general
     if rule.agreeing is not None:
         text = call.agreeing()
-        return general if text is None else _make(text, general, emit=rule.agreeing)
+        return general if text is None else made(text, emit=rule.agreeing, method=_method_of(rule.agreeing))
     if op._schema.is_mutable or rule.may_return_self or not {BATCHED, LIST} & set(kinds):
         return general
-    return _make(call.by_rule(), general, function=rule.function)
+    if rule.joining is not None and kinds[:1] == [LIST] and len(kinds) <= 2 and not call.options:
+        dim = call.operands[1][0] if len(kinds) == 2 else "0"
+        lines = [f"x = joined(level, join, {call.operands[0][0]}, {dim})", "if x is not None:", "    return x"]
+        return made(_lines(*lines, call.by_rule()), function=rule.function, join=rule.joining)
+    calls = {f"lead{i}": lead.call for i, lead in enumerate(rule.leading)}
+    return made(_lines(*call.leading(rule.leading), call.by_rule()), function=rule.function, **calls)
+
+
+def _method_of(function: Any) -> Any:
+    """Return the method of BatchedTensor that does what a function of PyTorch does; the function where there is none."""
+    name = getattr(function, "__name__", "")
+    known = getattr(torch, name, None) is function and isinstance(getattr(Tensor, name, None), MethodDescriptorType)
+    return getattr(BatchedTensor, name) if known else function
 
 
 def _is_operand(a: Any) -> bool:
@@ -78,8 +98,6 @@ class _Call:
     """
 
     def __init__(self, arrange: Arrange | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.count = len(args)
-        self.packed = False
         self.lists: set[str] = set()
         sources = [("a", i) for i in range(len(args))] if arrange is None else arrange.positional
         renamed = [(name, name) for name in kwargs] if arrange is None else arrange.renamed
@@ -97,21 +115,11 @@ class _Call:
         if source == "d":
             return (repr(at), OTHER) if type(at) in (int, bool, str, type(None)) else ("", None)
         if source == "v":
-            self.packed = True
             return f"args[{at}:]", _kind(args[at:])
         expression, value = (f"a{at}", args[at]) if source == "a" else (f"kwargs[{at!r}]", kwargs[at])
         if type(value) is list:
             self.lists.add(expression)
         return expression, _kind(value)
-
-    def lines(self, *body: str) -> str:
-        """Return the function: the arguments by name, the body, and the general way."""
-        unpack = f"{''.join(f'a{i}, ' for i in range(self.count))}= args"
-        names = [] if self.packed or not self.count else [unpack]
-        if self.packed:
-            names = [f"a{i} = args[{i}]" for i in range(self.count) if any(e == f"a{i}" for e, _ in self.operands)]
-        inner = "\n".join(f"        {line}" for line in (*names, *body, "return general(level, args, kwargs)"))
-        return f"    def run(level, args, kwargs):\n{inner}\n    return run\n"
 
     def by_shape(self, views: bool) -> str:
         """What a rule did before with a tensor of this shape, or rank, is done again.
@@ -123,7 +131,7 @@ class _Call:
         key = [
             f"tuple({e})" if e in self.lists else e for e in (*(e for e, _ in others), *(e for _, e in self.options))
         ]
-        return self.lines(
+        return _lines(
             f"bdim = {x}._bdim",
             f"if {x}._level is level and bdim is not None:",
             *(
@@ -132,15 +140,16 @@ class _Call:
                 else []
             ),
             f"    value = {x}._value",
-            f"    key = {', '.join(['bdim', 'value.shape if known.sized else value.ndim', *key])}",
+            f"    key = {', '.join(['bdim', f'value.shape if known.sized else {x}._rank or value.ndim', *key])}",
             "    try:",
             "        found = known.get(key)",
             "    except TypeError:",  # a list in a list
             "        found = False",
             "    if found:",
-            "        operation, to = found",
+            "        operation, method, to = found",
             "        try:",
-            "            out, origin = operation(value), None",
+            "            out = (method if level.depth and type(value) is BatchedTensor else operation)(value)",
+            "            origin = None",
             *(
                 ["            if bdim or to:", "                out, to, origin = seen(out, to, value)"]
                 if views
@@ -171,35 +180,68 @@ class _Call:
             f"if {' and '.join(conditions)}:",
             *(f"    {v} = {e}._value" for e, v in values.items()),
         ]
-        emit = f"out = emit({self._arguments(values)})"
+        emit = f"out = {self._emit(values)}"
         if not others:
-            return self.lines(*body, f"    {emit}", *_returning("    ", "bdim"))
-        same = " == ".join(f"{v}.ndim" for v in values.values())
-        body += [
-            f"    if {same} and (not bdim or lie_alike(({', '.join(values.values())}))):",
+            return _lines(*body, f"    {emit}", *_returning("    ", "bdim", rank=f"{x}._rank"))
+        ranks = [f"(r{i} := {e}._rank or rank_of({e}))" for i, e in enumerate(batched)]
+        body += [  # a sample of one dim can lie in one way only
+            f"    if {' == '.join(ranks)} and (not bdim or r0 <= 2 or lie_alike(({', '.join(values.values())}))):",
             f"        {emit}",
-            *_returning("        ", "bdim"),
+            *_returning("        ", "bdim", rank="r0"),
         ]
         if len(others) == 1:  # ones between the batch dim and the shorter operand's own
             body += [
                 "    if not bdim and v0.dtype == v1.dtype:",
-                "        if v0.ndim == v1.ndim + 1:",
-                "            v1 = v1.unsqueeze(1)",
-                "        else:",
-                "            v0, v1 = padded(v0, v1)",
+                "        if r0 == r1 + 1:",
+                "            v1 = unsqueeze(v1, 1)",
+                "        elif r0 != r1:",
+                "            v0, v1 = padded(v0, v1, r0 - r1)",
                 f"        {emit}",
-                *_returning("        ", "0"),
+                *_returning("        ", "0", rank="r0 if r0 > r1 else r1"),
             ]
-        return self.lines(*body)
+            if [e for e, _ in self.operands] == ["a0", "a1"] == batched and not self.options:
+                body += [
+                    "else:",
+                    "    x = beside_shared(level, emit, a0, a1)",
+                    "    if x is not None:",
+                    "        return x",
+                ]
+        return _lines(*body)
+
+    def leading(self, leads: tuple[Leading, ...]) -> list[str]:
+        """One tensor is batched, in front, and the operation takes leading dims there."""
+        lines = []
+        for i, lead in enumerate(leads):
+            kinds = [k for _, k in self.operands]
+            names = [e for e, _ in self.operands]
+            fits = len(kinds) == len(lead.order) and kinds[lead.batched : lead.batched + 1] == [BATCHED]
+            if not fits or self.options or any(k != PLAIN for j, k in enumerate(kinds) if j != lead.batched):
+                continue
+            x = names[lead.batched]
+            conditions = [f"{x}._level is level", f"{x}._bdim == 0"]
+            for name, (least, most) in zip(names, lead.ranks, strict=False):
+                rank = f"(rank := {x}._rank or rank_of({x}))" if name == x else f"{name}.ndim"
+                conditions.append(f"{rank} == {least}" if least == most else f"{least} <= {rank} <= {most}")
+            given = ", ".join(f"{x}._value" if names[j] == x else names[j] for j in lead.order)
+            lines += [
+                f"if {' and '.join(conditions)}:",
+                "    try:",
+                f"        out = lead{i}({given})",
+                *_returning("        ", "0", rank="rank" if lead.keeps_rank else "0"),
+                "    except errors:",
+                "        pass",  # to be told in the sample's terms; or there is another way
+            ]
+        return lines
 
     def _with_shared(self, batched: list[str], plain: list[str]) -> str:
         (x,), (y,) = batched, plain
-        return self.lines(
+        return _lines(
             f"if {x}._level is level and {x}._bdim == 0:",
             f"    v0 = {x}._value",
-            f"    if {y}.ndim < v0.ndim and {y}.dtype == v0.dtype:",
-            f"        out = emit({self._arguments({x: 'v0'})})",
-            *_returning("        ", "0"),
+            f"    rank = {x}._rank or rank_of({x})",
+            f"    if {y}.ndim < rank and {y}.dtype == v0.dtype:",
+            f"        out = {self._emit({x: 'v0'})}",
+            *_returning("        ", "0", rank="rank"),
         )
 
     def in_place(self, method: str) -> str:
@@ -207,11 +249,11 @@ class _Call:
         (x, _), (y, kind) = self.operands
         value = f"{y}._value" if kind == BATCHED else y
         alike = (
-            f" and {y}._level is level and {y}._bdim == {x}._bdim and {value}.ndim == v0.ndim"
+            f" and {y}._level is level and {y}._bdim == {x}._bdim and ({y}._rank or rank_of({y})) == ({x}._rank or rank_of({x}))"
             if kind == BATCHED
             else ""
         )
-        return self.lines(
+        return _lines(
             f"if {x}._level is level and {x}._bdim is not None:",
             f"    v0 = {x}._value",
             f"    if not v0.requires_grad{alike}:",  # a leaf may have to be given memory first
@@ -243,7 +285,7 @@ class _Call:
             if lists:  # all of them, or nothing: a list with a tensor that is shared goes the general way
                 condition = " and ".join(dims[e] for e in lists)
         in_dims = "".join(f"{dims.get(e, None)}, " for e, _ in self.operands)
-        return self.lines(
+        return _lines(
             *body,
             f"if {condition}:",
             f"    out, bdim = function(level, ({in_dims}), {self._arguments(values)})",
@@ -254,9 +296,32 @@ class _Call:
             "    return wrap(level, out, bdim)",
         )
 
+    def _emit(self, values: dict[str, str]) -> str:
+        """Return the call of the operation: of a tensor of an outer level by its method, which is that level's door."""
+        arguments, first = self._arguments(values), self.operands[0][0]
+        choice = (
+            f"(method if level.depth and type({values[first]}) is BatchedTensor else emit)"
+            if first in values
+            else "emit"
+        )
+        return f"{choice}({arguments})"
+
     def _arguments(self, values: dict[str, str]) -> str:
         positional = [values.get(e, e) for e, _ in self.operands]
         return ", ".join([*positional, *(f"{name}={e}" for name, e in self.options)])
+
+
+def _in_front(expression: str) -> list[str]:
+    """Return lines for a tensor with the batch dim in front."""
+    return [
+        "if a0._level is level and a0._bdim == 0:",
+        "    value = a0._value",
+        "    try:",
+        f"        out = {expression}",
+        *_returning("        ", "0"),
+        "    except errors:",
+        "        pass",
+    ]
 
 
 def _kind(a: Any) -> str | None:
@@ -270,82 +335,26 @@ def _kind(a: Any) -> str | None:
     return OTHER
 
 
-def _returning(indent: str, bdim: str, origin: str = "None") -> list[str]:
+def _returning(indent: str, bdim: str, origin: str = "None", rank: str = "0") -> list[str]:
     """Lines that wrap ``out``, as make_batched does, without a call."""
     lines = [
-        "x = new(BatchedTensor, head)",
+        "x = next(objects)",
         "x._value = out",
         f"x._bdim = {bdim}",
         "x._level = level",
         f"x._origin = {origin}",
+        f"x._rank = {rank}",
         "return x",
     ]
     return [indent + line for line in lines]
 
 
-def _make(text: str, general: Run, **names: Any) -> Run:
-    made: Run = _maker(text, tuple(names))(general, *names.values())
-    return made
+def _lines(*lines: str) -> str:
+    return "\n".join(lines)
 
 
-@functools.cache
-def _maker(text: str, names: tuple[str, ...]) -> Callable[..., Run]:
-    """Compile lines once for all the rules that they serve."""
-    scope: dict[str, Any] = {
-        "__name__": __name__, "BatchedTensor": BatchedTensor, "head": head.BATCHED, "new": head.new, "wrap": wrap,
-        "lay_out": lay_out, "lie_alike": lie_alike, "refuse_seen": refuse_seen, "seen": seen, "settled": settled, "padded": _padded, "unlisted": _unlisted, "errors": (RuntimeError, IndexError),
-    }  # fmt: skip
-    exec(compile(f"def make({', '.join(('general', *names))}):\n{text}", "<vmap's short cut>", "exec"), scope)
-    make: Callable[..., Run] = scope["make"]
-    return make
-
-
-def _padded(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the one of fewer dims as many, with ones behind the batch dim, which is in front."""
-    more = a.ndim - b.ndim
-    if more > 0:
-        return a, b.reshape(b.shape[0], *(1,) * more, *b.shape[1:])
-    return a.reshape(a.shape[0], *(1,) * -more, *a.shape[1:]), b
-
-
-def _unlisted(level: Level, tensors: Any) -> tuple[Any, Any]:
-    """Return the values and batch dims of tensors that are all batched at a level; else nothing."""
-    values, dims = [], []
-    for x in tensors:
-        if x._level is not level or x._bdim is None:
-            return None, None
-        values.append(x._value)
-        dims.append(x._bdim)
-    return values, dims
-
-
-class _Known:
-    """What a rule that looks at nothing but shapes has done (see `vmap_core.rulekit.by_shape`).
-
-    Attributes:
-        sized: whether it looks at sizes; for most, the rank tells all.
-        get: looks up what it did: the operation and the result's batch dim; False where there is no one operation, or the
-            rule is to be run each time.
-    """
-
-    __slots__ = ("arrange", "found", "function", "get", "sized")
-
-    def __init__(self, function: Callable[..., Any], arrange: Arrange | None) -> None:
-        self.function, self.arrange = function, arrange
-        self.found: dict[Any, Any] = {}
-        self.get = self.found.get
-        self.sized = False
-
-    def ask(self, level: Level, shape: torch.Size, key: Any, args: Any, kwargs: Any) -> None:
-        """Run the rule on a stand-in, and keep what it does, while there is room."""
-        if len(self.found) >= ENTRIES:
-            return
-        given, rest = (args, kwargs) if self.arrange is None else self.arrange(args, kwargs)
-        looked, found = learn(self.function, level, key[0], shape, given[1:], rest)
-        if looked and not self.sized:
-            self.found.clear()
-            self.sized = True
-        self.found[(key[0], shape if self.sized else len(shape), *key[2:])] = found or False
-
-
-ENTRIES = 4096  # that one signature remembers
+SCOPE.update(
+    objects=batched_objects, wrap=wrap, lay_out=lay_out, lie_alike=lie_alike, rank_of=rank_of, refuse_seen=refuse_seen, seen=seen,
+    settled=settled, padded=padded, beside_shared=beside_shared, joined=joined, unlisted=unlisted, unsqueeze=torch.unsqueeze,
+    select=torch.select, everything=slice(None), errors=(RuntimeError, IndexError),
+)  # fmt: skip

@@ -23,6 +23,12 @@ def call(level: Level, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         args: its positional arguments, BatchedTensors among them.
         kwargs: its keyword arguments.
     """
+    run = level.ways.get(func)
+    return call_by_types(func, level, args, kwargs) if run is None else run(level, args, kwargs)
+
+
+def call_by_types(func: Any, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do so by the plan for the types of the arguments."""
     if kwargs:
         key: Any = (func, *map(type, args), *kwargs, *map(type, kwargs.values()))
     else:
@@ -79,6 +85,7 @@ class Level(TorchFunctionMode):
         randomness: ``"error"``, ``"same"`` or ``"different"``.
         table: the rules in force.
         plans: the table's plans, one lookup closer; under autocast, its plans for that.
+        ways: the table's ways to them, by function (see `dispatch.ways`); under autocast, its ways to those.
         autocast: whether they are.
         func: the mapped function, or the level's name.
         depth: number of modes outside this one.
@@ -114,6 +121,7 @@ class Level(TorchFunctionMode):
         self.table = table
         self.autocast = autocast = is_autocast_enabled()  # as look_at_autocast, without a call
         self.plans = table.autocast_plans if autocast else table.plans
+        self.ways = table.autocast_ways if autocast else table.ways
         self.func = func
         self.active = True
         self.depth = stack_size()
@@ -127,6 +135,7 @@ class Level(TorchFunctionMode):
         """Take the plans for the state of autocast in this thread."""
         self.autocast = is_autocast_enabled()
         self.plans = self.table.autocast_plans if self.autocast else self.table.plans
+        self.ways = self.table.autocast_ways if self.autocast else self.table.ways
 
     @property
     def name(self) -> str:
@@ -139,16 +148,10 @@ class Level(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one overridable call (door 1); PyTorch has taken this level off the stack."""
-        if not kwargs:
-            n = len(args)
-            plan = self.plans.get(
-                (func, type(args[0]), type(args[1])) if n == 2
-                else (func, type(args[0])) if n == 1
-                else (func, *map(type, args))
-            )  # fmt: skip
-            if plan is not None:
-                return plan(self, args, NO_KWARGS)
-        return call(self, func, args, kwargs or NO_KWARGS)
+        run = self.ways.get(func)
+        if run is None:
+            return call_by_types(func, self, args, kwargs or NO_KWARGS)
+        return run(self, args, kwargs or NO_KWARGS)
 
     def __enter__(self) -> Level:
         """Make this the innermost level."""

@@ -21,9 +21,8 @@ from .tensor_api import TensorAPI
 def _method(cls: type, func: Any, name: str) -> Callable[..., Any]:
     """Make a method: door 1 for calls on a BatchedTensor.
 
-    As `_dispatch.dispatch`, with the commonest case written out: the innermost mode is a level, and has a plan.
+    As `entry.dispatch`, with the commonest case written out: the innermost mode is a level.
     """
-    alone = (func, cls)
 
     def method(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -31,20 +30,8 @@ def _method(cls: type, func: Any, name: str) -> Callable[..., Any]:
         except RuntimeError:  # no level is active in this thread
             return outside(func, args, kwargs)
         try:
-            if not kwargs and type(mode) is Level:
-                n = len(args)
-                if n == 1:
-                    key: Any = alone
-                elif n == 2:
-                    key = (func, cls, type(args[1]))
-                elif n == 3:
-                    key = (func, cls, type(args[1]), type(args[2]))
-                else:
-                    key = (func, *map(type, args))
-                plan = mode.plans.get(key)
-                if plan is not None:
-                    return plan(mode, args, NO_KWARGS)
-            return at(mode, func, args, kwargs)
+            run = mode.ways.get(func) if type(mode) is Level else None
+            return at(mode, func, args, kwargs) if run is None else run(mode, args, kwargs)
         finally:
             push_mode(mode)
 
@@ -52,8 +39,27 @@ def _method(cls: type, func: Any, name: str) -> Callable[..., Any]:
     return method
 
 
+def _getitem(func: Any) -> Callable[..., Any]:
+    """Make ``x[index]`` in the same way."""
+
+    def __getitem__(self: BatchedTensor, index: Any) -> Any:
+        try:
+            mode = pop_mode()
+        except RuntimeError:
+            return outside(func, (self, index), NO_KWARGS)
+        try:
+            run = mode.ways.get(func) if type(mode) is Level else None
+            return at(mode, func, (self, index)) if run is None else run(mode, (self, index), NO_KWARGS)
+        finally:
+            push_mode(mode)
+
+    return __getitem__
+
+
 def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
     """Make an operator in the same way; an operand that is no tensor or number gets NotImplemented, as Python expects."""
+
+    own_operands = frozenset((cls, Tensor, torch.nn.Parameter, int, float))
 
     def method(self: BatchedTensor, other: Any) -> Any:
         try:
@@ -62,10 +68,10 @@ def _operator(cls: type, func: Any, name: str) -> Callable[..., Any]:
             operand = _operand(cls, other)
             return NotImplemented if operand is None else outside(func, (self, operand), NO_KWARGS)
         try:
-            if type(mode) is Level:
-                plan = mode.plans.get((func, cls, type(other)))
-                if plan is not None:
-                    return plan(mode, (self, other), NO_KWARGS)
+            if type(mode) is Level and type(other) in own_operands:
+                run = mode.ways.get(func)
+                if run is not None:
+                    return run(mode, (self, other), NO_KWARGS)
             operand = _operand(cls, other)
             if operand is not None:
                 return at(mode, func, (self, operand))
@@ -183,6 +189,9 @@ def generate(cls: type[BatchedTensor]) -> None:
         setattr(cls, f"__i{name}__", _operator(cls, getattr(Tensor, target), f"__i{name}__"))
     for name, func in _UNARY.items():
         setattr(cls, f"__{name}__", _method(cls, func, f"__{name}__"))
+    setattr(cls, "__getitem__", _getitem(Tensor.__getitem__))  # noqa: B010
+    # As it is found for the class, without the binding to it that C++ would ask for on every call.
+    setattr(cls, "__torch_function__", TensorAPI.__torch_function__)  # noqa: B010
     for name in ("__rtruediv__", "__rdiv__"):
         setattr(cls, name, _rtruediv)
     setattr(cls, "__array_priority__", Tensor.__array_priority__)  # noqa: B010

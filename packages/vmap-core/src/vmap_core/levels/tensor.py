@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -37,9 +38,10 @@ class BatchedTensor(Base):
         _level: the `Level` it belongs to.
         _origin: of an unbatched tensor made inside the mapped function, which may be promoted to a batched one by a
             write (see `levels.ownership`); of a batched one perhaps `EXACT`.
+        _rank: the number of dims of ``_value``, once somebody has asked (see `rank_of`); 0 before.
     """
 
-    __slots__ = ("_bdim", "_level", "_origin", "_value")
+    __slots__ = ("_bdim", "_level", "_origin", "_rank", "_value")
 
     __class__ = Tensor  # type: ignore[assignment]
 
@@ -47,6 +49,7 @@ class BatchedTensor(Base):
     _bdim: int | None
     _level: Level
     _origin: Origin | Exact | None
+    _rank: int
 
     if TYPE_CHECKING:
 
@@ -62,20 +65,31 @@ class BatchedTensor(Base):
         return id(self)
 
 
+batched_objects = itertools.starmap(new, itertools.repeat((BatchedTensor, BATCHED)))
+"""Gives new objects with the head of a batched tensor, which takes `next` less than a call of ``new``."""
+
+
 def make_batched(value: Any, bdim: int | None, level: Level, origin: Origin | Exact | None = None) -> BatchedTensor:
     """Wrap a physical tensor; rules return plain pairs instead, the dispatcher wraps them.
 
     A function, since Python takes longer for a class with ``__init__``.
     """
-    x = new(BatchedTensor, head_of(value) if bdim is None else BATCHED)
+    x: BatchedTensor = new(BatchedTensor, head_of(value)) if bdim is None else next(batched_objects)
     x._value = value
     x._bdim = bdim
     x._level = level
     x._origin = origin
+    x._rank = 0
     return x
 
 
 def become(x: BatchedTensor, value: Any, bdim: int | None, origin: Origin | Exact | None = None) -> None:
     """Give a BatchedTensor another physical tensor, in place."""
     set_head(x, head_of(value) if bdim is None else BATCHED)
-    x._value, x._bdim, x._origin = value, bdim, origin
+    x._value, x._bdim, x._origin, x._rank = value, bdim, origin, 0
+
+
+def rank_of(x: BatchedTensor) -> int:
+    """Return the number of dims of the physical tensor, and remember it: PyTorch takes longer to tell than Python to compare."""
+    x._rank = rank = x._value.ndim
+    return rank

@@ -50,7 +50,10 @@ class TensorAPI(Base):
     @property
     def ndim(self) -> int:
         """The logical rank."""
-        return physically(_get_ndim, self._value) - (self._bdim is not None)
+        rank = self._rank
+        if not rank:
+            self._rank = rank = physically(_get_ndim, self._value)
+        return rank - (self._bdim is not None)
 
     def dim(self) -> int:
         """Return the logical rank."""

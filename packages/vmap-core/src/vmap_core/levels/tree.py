@@ -28,6 +28,9 @@ def flatten(tree: Any, leaves: list[Any]) -> Spec:
     if children is None:
         leaves.append(tree)
         return None
+    if LEAVES.issuperset(map(type, children)):  # here and below, what is commonest in fewer steps
+        leaves += children
+        return kind, context, [None] * len(children)
     return kind, context, [flatten(child, leaves) for child in children]
 
 
@@ -36,7 +39,10 @@ def unflatten(spec: Spec, leaves: Iterator[Any]) -> Any:
     if spec is None:
         return next(leaves)
     kind, context, children = spec
-    made = [next(leaves) if child is None else unflatten(child, leaves) for child in children]
+    if children.count(None) == len(children):
+        made = list(itertools.islice(leaves, len(children)))
+    else:
+        made = [next(leaves) if child is None else unflatten(child, leaves) for child in children]
     return put_together(kind, context, made)
 
 
@@ -74,7 +80,10 @@ def broadcast(prefix: Any, spec: Spec) -> list[Any] | None:
 
 def count(spec: Spec) -> int:
     """Return the number of leaves of a structure."""
-    return 1 if spec is None else sum([1 if child is None else count(child) for child in spec[2]])
+    if spec is None:
+        return 1
+    alone = spec[2].count(None)
+    return alone if alone == len(spec[2]) else alone + sum([count(child) for child in spec[2] if child is not None])
 
 
 def without_dim(spec: Spec, dims: list[Any], outer: Any = None) -> Spec:

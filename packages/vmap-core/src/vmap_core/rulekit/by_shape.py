@@ -19,7 +19,7 @@ from ..levels.level import Level
 from ..torch_compat.mode_stack import EnableTorchFunction, without_modes
 from .rule import Rule, RuleFunction
 
-Known = tuple[Callable[[Any], Any], int]
+Known = tuple[Callable[[Any], Any], Callable[[Any], Any], int]
 
 
 def by_shape(rule: RuleFunction) -> Rule:
@@ -45,8 +45,9 @@ def learn(
         kwargs: the keyword-only arguments.
 
     Returns:
-        Whether the rule looked at sizes, and not only at the rank. The operation, to be called on the physical tensor,
-        with the batch dim of its result; None if the rule takes more than one operation, or raises.
+        Whether the rule looked at sizes, and not only at the rank. The operation, to be called on the physical tensor, and the
+        same for a tensor of an outer level, with the batch dim of its result; None if the rule takes more than one
+        operation, or raises.
     """
     asked = _StandIn(shape)
     try:
@@ -55,7 +56,7 @@ def learn(
     except Exception:  # if it was not the stand-in that it stumbled on, it raises again when it runs on the tensor
         return asked.looked, None
     one = type(out) is _Result and asked.operations == 1 and type(out_bdim) is int
-    return asked.looked, (out.operation, out_bdim) if one else None
+    return asked.looked, (out.operation, out.method, out_bdim) if one else None
 
 
 def watched(rule: RuleFunction) -> RuleFunction:
@@ -65,15 +66,18 @@ def watched(rule: RuleFunction) -> RuleFunction:
         out, out_bdim = rule(info, in_dims, x, *args, **kwargs)
         if type(out) is not _Result:
             return out, out_bdim
-        operation, bdim = out.operation, in_dims[0]
+        bdim = in_dims[0]
 
-        def watched(x: Any) -> Any:
-            made = operation(x)
-            if not 0 <= out_bdim < made.dim() or made.size(out_bdim) != x.size(bdim):
-                raise IndexError(out_bdim)
-            return made
+        def watched(operation: Any) -> Any:
+            def watched(x: Any) -> Any:
+                made = operation(x)
+                if not 0 <= out_bdim < made.dim() or made.size(out_bdim) != x.size(bdim):
+                    raise IndexError(out_bdim)
+                return made
 
-        return _Result(watched), out_bdim
+            return watched
+
+        return _Result(watched(out.operation), watched(out.method)), out_bdim
 
     return asked
 
@@ -81,10 +85,10 @@ def watched(rule: RuleFunction) -> RuleFunction:
 class _Result:
     """What an operation on a stand-in gives: good for being returned, and for nothing else."""
 
-    __slots__ = ("operation",)
+    __slots__ = ("method", "operation")
 
-    def __init__(self, operation: Callable[[Any], Any]) -> None:
-        self.operation = operation
+    def __init__(self, operation: Callable[[Any], Any], method: Callable[[Any], Any]) -> None:
+        self.operation, self.method = operation, method
 
     def __bool__(self) -> bool:
         raise TypeError("a stand-in has no values")
@@ -112,25 +116,47 @@ class _StandIn:
     def __getattr__(self, name: str) -> Callable[..., _Result]:
         if not callable(getattr(torch.Tensor, name)):
             raise TypeError(f"a stand-in has no {name}")
-        return lambda *args, **kwargs: self._keep(operator.methodcaller(name, *args, **kwargs), args, kwargs)
+        return lambda *args, **kwargs: self._keep(name, None, args, kwargs)
 
-    def _keep(self, operation: Callable[[Any], Any], args: Any, kwargs: Any) -> _Result:
+    def _keep(self, name: str | None, func: Any, args: Any, kwargs: Any) -> _Result:
+        """Keep a call of a method, or of a function, or of either, which are the same."""
         if _holds_one((*args, *kwargs.values())):
             raise TypeError("the operation takes more than one tensor")
         self.operations += 1
-        return _Result(operation)
+        if name in _FUNCTIONS:
+            func = getattr(torch, name)
+        if func is None:
+            assert name is not None
+            operation: Callable[[Any], Any] = operator.methodcaller(name, *args, **kwargs)
+            return _Result(operation, operation)
+        operation = _call_of(func, args, kwargs)
+        return _Result(operation, operation if name is None else operator.methodcaller(name, *args, **kwargs))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> _Result:
         self, *others = args
         if type(self) is not _StandIn:
             raise TypeError("the operation takes more than one tensor")
-        kwargs, name = kwargs or {}, func.__name__
-        if type(getattr(torch.Tensor, name, None)) is MethodDescriptorType and getattr(torch, name, None) is func:
-            operation: Any = operator.methodcaller(name, *others, **kwargs)  # less than the function of that name
-        else:
-            operation = lambda x: func(x, *others, **kwargs)  # noqa: E731
-        return self._keep(operation, others, kwargs)
+        name = func.__name__
+        is_method = (
+            type(getattr(torch.Tensor, name, None)) is MethodDescriptorType and getattr(torch, name, None) is func
+        )
+        return self._keep(name if is_method else None, func, others, kwargs or {})
+
+
+# Methods that are called the same as the function, which takes PyTorch less.
+_FUNCTIONS = {"diagonal", "movedim", "narrow", "select", "squeeze", "t", "transpose", "unsqueeze"}
+
+
+def _call_of(func: Any, others: Any, kwargs: dict[str, Any]) -> Callable[[Any], Any]:
+    """Return a function of the tensor alone: the shortest that Python has for it."""
+    if kwargs or len(others) not in (1, 2):
+        return lambda x: func(x, *others, **kwargs)
+    if len(others) == 1:
+        (a,) = others
+        return lambda x: func(x, a)
+    a, b = others
+    return lambda x: func(x, a, b)
 
 
 class _Info:

@@ -19,6 +19,7 @@ from ..torch_compat.operators import (
 from ..torch_compat.state import initial_state
 from .asking import asking
 from .keeping import keep
+from .leading import Leading
 
 RuleFunction = Callable[..., Any]
 Kind = Literal["physical", "logical"]
@@ -39,6 +40,10 @@ class Rule:
         pack: the name of the pack it came from.
         override: whether it may replace another pack's rule.
         agreeing: the one call that the rule makes where its tensors agree: of one rank, their batch dims at one place.
+        leading: the one call that it makes where one of its tensors is batched, in front, and all samples share the others.
+        in_front: what it gives for a tensor ``value`` with the batch dim in front, and other arguments ``a1``, ...: an
+            expression in Python, by their types.
+        joining: the one call that it makes for a list of tensors with their batch dims in front, and a dim.
         by_shape: a physical rule that looks at nothing but shapes, and does what this one does where it does not raise.
         inplace_method: the method of Tensor that an elementwise operator which writes to its first argument is.
         may_return_self: whether the result may be the very tensor that the operator got.
@@ -50,6 +55,9 @@ class Rule:
     pack: str = ""
     override: bool = False
     agreeing: Callable[..., Any] | None = None
+    leading: tuple[Leading, ...] = ()
+    in_front: Mapping[tuple[type, ...], str] | None = None
+    joining: Callable[..., Any] | None = None
     by_shape: RuleFunction | None = None
     inplace_method: str | None = None
     may_return_self: bool = False
@@ -105,7 +113,9 @@ class Entry:
             rule = replace(rule, kind=self.kind or rule.kind, pack=self.pack, override=self.override)
             if self.asks:
                 run = asking(rule.function, overload_of(self.op), rule.kind == "logical")
-                rule = replace(rule, function=run, agreeing=None, by_shape=None)
+                rule = replace(
+                    rule, function=run, agreeing=None, by_shape=None, leading=(), joining=None, in_front=None
+                )
             self.made = rule
         return self.made
 
@@ -288,6 +298,8 @@ class Table:
         rules: those of its packs, by operator.
         plans: call signature -> what runs such calls.
         autocast_plans: those under autocast.
+        ways: function -> what runs its calls: lines that look at the types of the arguments, before they are looked up.
+        autocast_ways: those under autocast.
         checks: whether what this project's own rules return is checked, too.
         likes: tables with the same rules and plans of their own, by class (see `TableLike.of`).
         make: plans a call, ``(level, key, func, args, kwargs) -> what runs it``. The planner, which knows all ways to run a
@@ -309,6 +321,8 @@ class Table:
         self.rules = Rules()
         self.plans: dict[Any, Callable[..., Any]] = {}
         self.autocast_plans: dict[Any, Callable[..., Any]] = {}
+        self.ways: dict[Any, Callable[..., Any]] = {}
+        self.autocast_ways: dict[Any, Callable[..., Any]] = {}
         entries = self.rules.entries
         for pack in self.packs:
             for key, entry in pack.rules.entries.items():
@@ -368,6 +382,7 @@ class TableLike(Table):
         """Take the rules over; the plans are made anew."""
         self.packs, self.rules, self.checks, self.other = other.packs, other.rules, other.checks, other
         self.plans, self.autocast_plans, self._checked, self.likes = {}, {}, None, {}
+        self.ways, self.autocast_ways = {}, {}
 
     @classmethod
     def of(cls, other: Table) -> Self:

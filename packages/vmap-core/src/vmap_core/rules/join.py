@@ -9,7 +9,7 @@ import torch
 from ..errors import DataDependentError, user_location
 from ..levels.read import every_sample
 from ..rulekit.dims import ensure_bdim, physical_dim, physical_dims, to_front, wrap_dim
-from ..rulekit.rule import RulePack
+from ..rulekit.rule import Rule, RulePack
 from ..torch_compat.operators import named_aten as aten
 from .reshape import numel
 from .view import logical_shape
@@ -24,15 +24,14 @@ def _to_one_bdim(info: Any, tensors: Any, dims: Any) -> tuple[list[Any], int]:
     return [ensure_bdim(x, d, info.batch_size) for x, d in zip(tensors, dims, strict=True)], 0
 
 
-@pack.rule(aten.cat.default)
 def cat(info, in_dims, tensors, dim=0):
     """[(*, n_i, *), ...] -> (*, sum of n_i, *)."""
     dims = in_dims[0]
     bdim, rank = dims[0], tensors[0].ndim - 1
     if bdim is not None and dims.count(bdim) == len(dims) and -rank <= dim < rank:
-        d = dim % rank
+        d = dim if dim >= 0 else dim + rank
         try:
-            return torch.cat(tensors, d + (d >= bdim)), bdim
+            return torch.cat(tensors, d + 1 if d >= bdim else d), bdim
         except RuntimeError:
             pass  # ranks differ, or it is told again in the sample's terms
     ranks = [x.ndim - (d is not None) for x, d in zip(tensors, dims, strict=True)]
@@ -51,6 +50,9 @@ def cat(info, in_dims, tensors, dim=0):
         return torch.cat(tensors, dim), None
     xs, bdim = _to_one_bdim(info, tensors, dims)
     return torch.cat(xs, physical_dim(dim, rank, bdim)), bdim
+
+
+pack.add(aten.cat.default, Rule(cat, joining=torch.cat))
 
 
 @pack.rule(aten.stack.default)

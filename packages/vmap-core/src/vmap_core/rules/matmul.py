@@ -11,7 +11,8 @@ import torch
 from ..levels.layout import samples_first
 from ..rulekit.asking import asker
 from ..rulekit.dims import ensure_bdim, physical_dim, promote_like_samples, to_front
-from ..rulekit.rule import RulePack
+from ..rulekit.leading import Leading
+from ..rulekit.rule import Rule, RulePack
 from ..rulekit.shared_weight import Product, is_expanded, product
 from ..torch_compat.operators import named_aten as aten
 from .sparse import product as sparse_product
@@ -108,7 +109,6 @@ def _check_ranks(name: str, x: Any, bdim: int | None, rank: int) -> None:
         raise RuntimeError(f"{name} must be a {rank}D tensor, got {x.ndim - (bdim is not None)}D")
 
 
-@pack.rule(aten.matmul.default, aten.linalg_matmul.default)
 def matmul(info, in_dims, a, b):
     """(*, n, k), (*, k, m) -> (*, n, m), with vectors on either side, and leading dims that broadcast."""
     try:
@@ -117,6 +117,14 @@ def matmul(info, in_dims, a, b):
         if a.is_sparse or b.is_sparse:  # asked only now, since it takes longer than to try
             return sparse_product(info, in_dims, a, b)
         raise
+
+
+_ON_THE_LEFT = Leading(
+    torch.nn.functional.linear, (1, 0), ((2, 2), (2, 2)), batched=1, keeps_rank=True
+)  # a matrix, and vectors
+_ON_THE_RIGHT = Leading(torch.matmul, (0, 1), ((2, 64), (1, 2)))
+for _op in (aten.matmul.default, aten.linalg_matmul.default):
+    pack.add(_op, Rule(matmul, leading=(_ON_THE_LEFT, _ON_THE_RIGHT)))
 
 
 def _matmul(info: Any, in_dims: Any, a: Any, b: Any) -> Any:
@@ -195,7 +203,6 @@ def _linear(info: Any, x: Any, x_bdim: int | None, weight: Any, bias: Any) -> An
     return product(LINEAR, ensure_bdim(x, x_bdim, info.batch_size), weight, bias)
 
 
-@pack.rule(aten.linear.default)
 def linear(info, in_dims, x, weight, bias=None):
     """(*, k), (m, k), (m) -> (*, m)."""
     x_bdim, w_bdim, b_bdim = (*in_dims, None)[:3]
@@ -239,6 +246,14 @@ def linear(info, in_dims, x, weight, bias=None):
         bias = bias.reshape(bias.shape[0], 1, bias.shape[1:].numel())
     out = torch.baddbmm(bias, rows, w)  # (B n k) (B k m)
     return (out if x_rank == 2 else out.squeeze(1)), 0
+
+
+_linear_function = torch.nn.functional.linear
+_WITH_WEIGHT = (
+    Leading(_linear_function, (0, 1), ((2, 64), (2, 2)), keeps_rank=True),
+    Leading(_linear_function, (0, 1, 2), ((2, 64), (2, 2), (1, 1)), keeps_rank=True),
+)
+pack.add(aten.linear.default, Rule(linear, leading=_WITH_WEIGHT))
 
 
 def _fits(bias: Any, b_bdim: int | None, weight: Any, w_bdim: int | None) -> bool:

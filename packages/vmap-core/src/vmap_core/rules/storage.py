@@ -72,7 +72,7 @@ def set_data(info: Any, x: Any, new: Any) -> None:
             raise unsupported(
                 new, "assignment to .data of a leaf that all samples share", "assign to .data before requires_grad_()"
             )
-        x._value.data = value
+        x._value.data, x._rank = value, 0
         x._origin = EXACT if x._bdim else x._origin
         return
     if type(new) is BatchedTensor and new._level is info:

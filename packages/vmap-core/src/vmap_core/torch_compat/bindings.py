@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .operators import OpOverload, overload_of
+from .operators import OpOverload, overload_of, overloads_of
 
 
 def emitter(func: Any) -> Callable[..., Any]:
@@ -20,8 +20,11 @@ def emitter(func: Any) -> Callable[..., Any]:
     if isinstance(func, OpOverload):
         name = func._schema.name.partition("::")[2]
         public = getattr(torch, name, None)
-        aten = func.namespace == "aten"
-        return public if aten and type(public) is BuiltinFunctionType and name not in _NOT_THE_OVERLOAD else func
+        if func.namespace != "aten" or name in _NOT_THE_OVERLOAD:
+            return func
+        if type(public) is not BuiltinFunctionType and _is_the_only_one(func):
+            public = next((getattr(m, name) for m in MODULES if hasattr(m, name)), None)
+        return public if type(public) is BuiltinFunctionType else func
     if not isinstance(func, MethodDescriptorType | WrapperDescriptorType | MethodWrapperType):
         return func
     name = func.__name__
@@ -32,6 +35,11 @@ def emitter(func: Any) -> Callable[..., Any]:
         name = func.__self__.__name__  # type: ignore[union-attr]
         return lambda self, value: setattr(self, name, value)
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+def _is_the_only_one(op: OpOverload) -> bool:
+    """Tell whether an overload writes nothing, and no other does that: else its arguments would choose."""
+    return [o for o in overloads_of(op.overloadpacket) if not o._schema.is_mutable] == [op]
 
 
 # Builtins that do more, or take other arguments, than the overload of the same name.
