@@ -18,10 +18,15 @@ def graph_break(function: F) -> F:
 
     This is what ``torch.compiler.disable`` does, without importing the compiler and without a wrapper around each call.
     """
-    assert isinstance(function, FunctionType)
-    eval_frame.set_code_exec_strategy(function.__code__, _AS_IT_IS)
+    skip_frame(function)
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     return function
+
+
+def skip_frame(function: Callable[..., Any]) -> None:
+    """Let torch.compile run a function as it is where it is called from code that is not compiled."""
+    assert isinstance(function, FunctionType)
+    eval_frame.set_code_exec_strategy(function.__code__, _AS_IT_IS)
 
 
 def backend_of(name: str) -> Any:

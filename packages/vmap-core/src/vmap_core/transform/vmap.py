@@ -25,6 +25,7 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
 from ..torch_compat.eval_frame import graph_break
+from ..torch_compat.one_graph import Transform, applied, seen_as, transforms
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
@@ -128,7 +129,48 @@ def vmap(
         return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
+    options = {"chunk_size": chunk_size, "axis_size": axis_size, "kw_in_dims": kw_in_dims, "memory_budget": memory_budget, "progress": progress}
+    wrapped.__transform__ = (id(wrapped), (_seen, func, (in_dims, out_dims, randomness), options))
     return graph_break(wrapped)
+
+
+def _seen(func: Any, in_dims: Any = 0, out_dims: Any = 0, randomness: Randomness = "error", **options: Any) -> Any:
+    """Return what torch.compile sees as the mapped function."""
+
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        return applied("vmap", func, args, kwargs, (), (in_dims, out_dims, randomness), options)
+
+    return mapped
+
+
+def _apply(func: Any, args: Any, kwargs: Any, more: Any, *given: Any, **options: Any) -> Any:
+    return vmap(func, *given, **options)(*args, **kwargs)
+
+
+def _samples(
+    args: Any, kwargs: Any, more: Any, in_dims: Any, out_dims: Any, randomness: Any, kw_in_dims: Any = None,
+    axis_size: Any = None, **options: Any,
+) -> Any:  # fmt: skip
+    """Return arguments as the function sees them for one sample."""
+    mapped_kwargs = _mapped_kwargs(kw_in_dims or {}, None, kwargs)
+    trees = [(args, in_dims), *[(mapped_kwargs, kw_in_dims)][: bool(kw_in_dims)]]
+    done = []
+    for tree, dims in trees:
+        leaves: list[Any] = []
+        spec = _tree.flatten(tree, leaves)
+        flat = _dims_of_leaves(None, "in_dims", dims, tree, spec, leaves)
+        done.append(_tree.unflatten(spec, iter([_first(x, d) for x, d in zip(leaves, flat, strict=True)])))
+    return done[0], {**kwargs, **(done[1] if kw_in_dims else {})}
+
+
+def _first(x: Any, dim: int | None) -> Any:
+    if dim is None:
+        return x
+    return x.select(dim, 0) if x.shape[dim] else x.new_empty([n for i, n in enumerate(x.shape) if i != dim])
+
+
+transforms["vmap"] = Transform(_apply, _samples)
+seen_as[vmap] = _seen
 
 
 def _callable_on_samples(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,151 @@
+"""The compiler's part of `one_graph`: how it records a transform. Imports the compiler, which takes seconds."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.exc import unimplemented
+from torch._dynamo.guards import GuardBuilder, install_guard
+from torch._dynamo.variables import (
+    ConstantVariable,
+    ListVariable,
+    TorchInGraphFunctionVariable,
+    TupleVariable,
+    UserFunctionVariable,
+)
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.functions import WrapperUserFunctionVariable
+from torch._dynamo.variables.higher_order_ops import WrapHigherOrderVariable, _hop_name_to_variable_class
+
+from .one_graph import IN_META, At, Node, made_by, operator, run, seen_as, told
+
+
+class _TransformVariable(WrapHigherOrderVariable):
+    """Records what `applied` calls: the body in a graph of its own, on samples, and one node that runs the transform."""
+
+    _HOP_NAME = "vmap"
+    supports_input_mutation = True
+    supports_aliasing = True
+
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        body, leaves, spec, more, more_spec, *constants = args
+        name, given, options = (x.as_python_constant() for x in constants)
+        tensors = [x for x in (*leaves.items, *more.items) if x.is_tensor()]
+        count = iter(range(len(tensors)))
+        known, known_more = ([At(next(count)) if x.is_tensor() else _constant(x) for x in part.items] for part in (leaves, more))
+        node = Node(name, given, options, known, spec.as_python_constant(), (known_more, more_spec.as_python_constant()))
+        fakes = [_example(x.as_proxy()) for x in tensors]
+        if isinstance(body, ConstantVariable):  # None: nothing to record
+            graph, captured, own, target = None, [], (None,), _named(node)
+        else:
+            at, graph, captured = self._record(tx, body, leaves.items, node, fakes)
+            own, target = (at,), run
+        with _honest(name), tx.fake_mode, enable_python_dispatcher():
+            example = node(graph, *fakes, *map(_example, captured))
+        inputs = (*own, *[x.as_proxy() for x in tensors], *captured)
+        result = wrap_fx_proxy(tx, tx.output.create_proxy("call_function", target, inputs, {}), example)
+        kinds, out_spec = node.result
+        items = [result.items[k.index] if type(k) is At else ConstantVariable.create(k) for k in kinds]
+        return TupleVariable([ListVariable(items), VariableTracker.build(tx, out_spec)])
+
+    def _record(self, tx: Any, body: Any, leaves: Any, node: Node, fakes: Any) -> Any:
+        """Record the body; return the node of its graph, the graph, and what it captures."""
+        with _honest(node.name), tx.fake_mode:
+            looks = node.samples(fakes)
+        samples, stand_ins = [], {}
+        for i, (leaf, look) in enumerate(zip(leaves, looks, strict=True)):
+            if leaf.is_tensor():
+                proxy = tx.output.create_proxy("call_function", torch.ops.aten.alias.default, (leaf.as_proxy(),), {})
+                stand_ins[proxy.node] = i
+                leaf = wrap_fx_proxy(tx, proxy, look)
+            samples.append(leaf)
+        (at, *inputs), _, _, made, graph, _, results, *_ = self.create_wrapped_node(tx, body, samples, {}, node.name)
+        node.places = [stand_ins.get(p.node) for p in inputs]
+        for stand_in in reversed(stand_ins):
+            tx.output.remove_node(stand_in)
+        index = {id(x): i for i, x in enumerate(results)}
+        outs, spec = made.items
+        node.outs = (
+            [At(index[id(x)]) if id(x) in index else x.as_python_constant() for x in outs.items],
+            spec.as_python_constant(),
+        )
+        graph.meta[IN_META] = node
+        return at, graph, [p for p, place in zip(inputs, node.places, strict=True) if place is None]
+
+
+class _honest:
+    """Turns an error of a transform into one of the compiler's: a graph break, or with fullgraph=True an error with its text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, Exception):
+            unimplemented(
+                gb_type="vmap: a transform that fails, or cannot be traced",
+                context=self.name,
+                explanation=told(error),
+                hints=["Run it without torch.compile to see whether it fails there, too"],
+                from_exc=error,
+            )
+
+
+def _named(node: Node) -> Any:
+    """Return a node as a function, which a graph wants."""
+
+    def run(body: Any, *tensors: Any) -> Any:
+        return node(body, *tensors)
+
+    run.__name__ = run.__qualname__ = node.name
+    return run
+
+
+def _example(proxy: Any) -> Any:
+    return proxy.node.meta["example_value"]
+
+
+def _constant(x: Any) -> Any:
+    return x.as_python_constant() if x.is_python_constant() else x
+
+
+class _MadeVariable(WrapperUserFunctionVariable):
+    """A function that a transform made outside of what is compiled."""
+
+    def __init__(self, value: Any, **options: Any) -> None:
+        super().__init__(value, "__transform__", **options)
+
+    def call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        return VariableTracker.build(tx, made_by).call_function(tx, [self, *args], kwargs)
+
+
+class _SeenAs(TorchInGraphFunctionVariable):
+    """Makes the variable of a transform, or of a function made by one. torch.compile itself wraps what has such a class."""
+
+    def __new__(cls, value: Any, **options: Any) -> Any:
+        seen = seen_as.get(value)
+        return _MadeVariable(value, **options) if seen is None else UserFunctionVariable(seen)
+
+    @classmethod
+    def create_with_source(cls, value: Any, source: Any) -> Any:
+        guard = GuardBuilder.ID_MATCH if value in seen_as else GuardBuilder.TYPE_MATCH
+        install_guard(source.make_guard(guard))
+        return cls(value, source=source)
+
+
+def kind_of(function: Any) -> Any:
+    """Return the class of variables for a function that the compiler sees as another one, or None."""
+    if type(function) is FunctionType:
+        made = function.__dict__.get("__transform__")
+        if (made is not None and made[0] == id(function)) or function in seen_as:
+            return _SeenAs
+    return None
+
+
+_hop_name_to_variable_class[operator.__name__] = _TransformVariable
