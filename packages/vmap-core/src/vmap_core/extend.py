@@ -53,6 +53,7 @@ from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
+from .torch_compat.one_graph import Transform, applied, made_by, show_as
 from .torch_compat.operators import aten, find, named_aten
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
@@ -73,10 +74,12 @@ __all__ = [
     "Product",
     "Rule",
     "RulePack",
+    "Transform",
     "UnsupportedError",
     "VmapError",
     "align",
     "along_dim",
+    "applied",
     "as_now",
     "asker",
     "aten",
@@ -107,6 +110,7 @@ __all__ = [
     "loop_rule",
     "lowered_map",
     "make_batched",
+    "made_by",
     "make_leaf",
     "map_leaves",
     "mapped",
@@ -137,6 +141,7 @@ __all__ = [
     "sequential",
     "sequential_vmap",
     "settled",
+    "show_as",
     "shows_samples",
     "swapped",
     "taken_off",

@@ -239,7 +239,7 @@ def _own_input(x: Any) -> Any:
 def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
     outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
-    return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs))
+    return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs, True))
 
 
 def physical(x: Any) -> Any:

@@ -139,8 +139,11 @@ def _refuse_leaves_from_outside(info: Level, values: Any) -> None:
             )
 
 
-def leaves_of(tensors: Any) -> Iterator[Any]:
-    """Iterate over the physical leaves that require grad in the graph of some tensors."""
+def leaves_of(tensors: Any, ends: bool = False) -> Iterator[Any]:
+    """Iterate over the physical leaves that require grad in the graph of some tensors.
+
+    With ``ends``, iterate also over nodes that lead to none: AOTAutograd gives such a node to the inputs of what it traces.
+    """
     seen: set[Any] = set()
     for t in tensors:
         while type(t) is BatchedTensor:
@@ -157,6 +160,8 @@ def leaves_of(tensors: Any) -> Iterator[Any]:
         if type(node) is AccumulateGrad:
             yield node.variable
             continue
+        if ends and not node.next_functions:
+            yield node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

@@ -14,14 +14,13 @@ from torch._dynamo.variables import (
     ListVariable,
     TorchInGraphFunctionVariable,
     TupleVariable,
-    UserFunctionVariable,
 )
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.higher_order_ops import WrapHigherOrderVariable, _hop_name_to_variable_class
 
-from .one_graph import IN_META, At, Node, made_by, operator, run, seen_as, told
+from .one_graph import IN_META, At, Node, call_made, operator, run, seen_as, told
 
 
 class _TransformVariable(WrapHigherOrderVariable):
@@ -115,27 +114,28 @@ def _constant(x: Any) -> Any:
     return x.as_python_constant() if x.is_python_constant() else x
 
 
-class _MadeVariable(WrapperUserFunctionVariable):
-    """A function that a transform made outside of what is compiled."""
+class _ShownVariable(WrapperUserFunctionVariable):
+    """A function that the compiler sees as another one: a transform, or what one has made outside of what is compiled."""
 
     def __init__(self, value: Any, **options: Any) -> None:
         super().__init__(value, "__transform__", **options)
 
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
-        return VariableTracker.build(tx, made_by).call_function(tx, [self, *args], kwargs)
+        seen = seen_as.get(self.wrapper_obj)
+        if seen is None:
+            seen, args = call_made, [self, *args]
+        return VariableTracker.build(tx, seen).call_function(tx, args, kwargs)
 
 
-class _SeenAs(TorchInGraphFunctionVariable):
-    """Makes the variable of a transform, or of a function made by one. torch.compile itself wraps what has such a class."""
+class _Shown(TorchInGraphFunctionVariable):
+    """Makes such a variable. torch.compile itself wraps a function in a frame if its class is this."""
 
     def __new__(cls, value: Any, **options: Any) -> Any:
-        seen = seen_as.get(value)
-        return _MadeVariable(value, **options) if seen is None else UserFunctionVariable(seen)
+        return _ShownVariable(value, **options)
 
     @classmethod
     def create_with_source(cls, value: Any, source: Any) -> Any:
-        guard = GuardBuilder.ID_MATCH if value in seen_as else GuardBuilder.TYPE_MATCH
-        install_guard(source.make_guard(guard))
+        install_guard(source.make_guard(GuardBuilder.ID_MATCH if value in seen_as else GuardBuilder.TYPE_MATCH))
         return cls(value, source=source)
 
 
@@ -144,7 +144,7 @@ def kind_of(function: Any) -> Any:
     if type(function) is FunctionType:
         made = function.__dict__.get("__transform__")
         if (made is not None and made[0] == id(function)) or function in seen_as:
-            return _SeenAs
+            return _Shown
     return None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch._ops import HigherOrderOperator
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from .eval_frame import skip_frame
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Transform(NamedTuple):
@@ -104,10 +106,29 @@ def applied(name: str, func: Any, args: Any, kwargs: Any, more: Any, given: Any,
 skip_frame(applied)
 
 
-def made_by(made: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function that a transform has made outside: what the compiler sees of the call."""
-    seen, func, given, options = made.__transform__[1]
-    return seen(func, *given, **options)(*args, **kwargs)
+def show_as(function: Any, seen: Callable[..., Any], parts: dict[str, Transform]) -> None:
+    """Let the compiler see another function in the place of one: one that calls `applied`.
+
+    Args:
+        function: of a module; it is there as long as the process is.
+        seen: takes the same arguments.
+        parts: what it applies, by name.
+    """
+    skip_frame(seen)
+    seen_as[function] = seen
+    transforms.update(parts)
+
+
+def made_by(made: F, transform: Callable[..., Any], func: Any, *given: Any, **options: Any) -> F:
+    """Return a function after noting that it is ``transform(func, *given, **options)``, for the compiler to see it."""
+    made.__transform__ = (id(made), (transform, func, given, options))  # type: ignore[attr-defined]
+    return made
+
+
+def call_made(made: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call what a transform has made: the compiler sees this in the place of a call."""
+    transform, func, given, options = made.__transform__[1]
+    return transform(func, *given, **options)(*args, **kwargs)
 
 
 class At(NamedTuple):

@@ -25,8 +25,8 @@ from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
 from ..torch_compat.eval_frame import graph_break
-from ..torch_compat.one_graph import Transform, applied, seen_as, transforms
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
+from ..torch_compat.one_graph import Transform, applied, made_by, show_as
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
@@ -129,9 +129,11 @@ def vmap(
         return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
-    options = {"chunk_size": chunk_size, "axis_size": axis_size, "kw_in_dims": kw_in_dims, "memory_budget": memory_budget, "progress": progress}
-    wrapped.__transform__ = (id(wrapped), (_seen, func, (in_dims, out_dims, randomness), options))
-    return graph_break(wrapped)
+    made_by(
+        graph_break(wrapped), vmap, func, in_dims, out_dims, randomness, chunk_size=chunk_size, axis_size=axis_size,
+        kw_in_dims=kw_in_dims, memory_budget=memory_budget, progress=progress,
+    )  # fmt: skip
+    return wrapped
 
 
 def _seen(func: Any, in_dims: Any = 0, out_dims: Any = 0, randomness: Randomness = "error", **options: Any) -> Any:
@@ -169,8 +171,7 @@ def _first(x: Any, dim: int | None) -> Any:
     return x.select(dim, 0) if x.shape[dim] else x.new_empty([n for i, n in enumerate(x.shape) if i != dim])
 
 
-transforms["vmap"] = Transform(_apply, _samples)
-seen_as[vmap] = _seen
+show_as(vmap, _seen, {"vmap": Transform(_apply, _samples)})
 
 
 def _callable_on_samples(func: Callable[..., Any]) -> Callable[..., Any]:
