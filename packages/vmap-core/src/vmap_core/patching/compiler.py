@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
+from ..torch_compat.one_graph import seen_as
 from .registry import patch
 
 
 @patch(
-    "torch._dynamo.trace_rules.lookup",
+    "torch._dynamo.trace_rules.lookup_inner",
     "The compiler asks it how to follow a function: a transform it is to take for one operator of its graph.",
     waits_for="torch._dynamo",
 )
 def show_transforms(native: Any) -> Any:
     """Look transforms up first."""
+    skipped = native.__globals__["SkipFunctionVariable"]
     try:
         from ..torch_compat.dynamo import kind_of
-    except (ImportError, AttributeError):  # of a PyTorch that nobody has tried: it breaks its graph at a transform
-        return native
+    except (ImportError, AttributeError):  # a PyTorch that nobody has tried: the graph breaks at a transform
 
-    def lookup(obj: Any) -> Any:
-        return kind_of(obj) or native(obj)
+        def kind_of(function: Any) -> Any:
+            return skipped if function in seen_as or "__transform__" in function.__dict__ else None
 
-    return lookup
+    def lookup_inner(
+        obj: Any, name: Any = None, filename: Any = None, is_direct_call: bool = True, reasons: set[str] | None = None
+    ) -> Any:
+        kind = kind_of(obj) if type(obj) is FunctionType else None
+        if kind is None:
+            return native(obj, name, filename, is_direct_call, reasons)
+        if reasons is None:
+            return kind
+        reasons.add("a transform of vmap_core, which cannot be followed")  # as a bound method, say
+        return skipped
+
+    return lookup_inner

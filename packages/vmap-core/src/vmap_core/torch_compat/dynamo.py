@@ -15,7 +15,7 @@ from torch._dynamo.variables import (
     TorchInGraphFunctionVariable,
     TupleVariable,
 )
-from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.higher_order_ops import WrapHigherOrderVariable, _hop_name_to_variable_class
@@ -29,8 +29,9 @@ class _TransformVariable(WrapHigherOrderVariable):
     _HOP_NAME = "vmap"
     supports_input_mutation = True
     supports_aliasing = True
+    allow_side_effects = True  # a transform runs its function once, so they come once
 
-    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+    def call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:  # under the modes of the user's, too
         body, leaves, spec, more, more_spec, *constants = args
         name, given, options = (x.as_python_constant() for x in constants)
         tensors = [x for x in (*leaves.items, *more.items) if x.is_tensor()]
@@ -62,7 +63,9 @@ class _TransformVariable(WrapHigherOrderVariable):
                 stand_ins[proxy.node] = i
                 leaf = wrap_fx_proxy(tx, proxy, look)
             samples.append(leaf)
-        (at, *inputs), _, _, made, graph, _, results, *_ = self.create_wrapped_node(tx, body, samples, {}, node.name)
+        with _bodies:
+            recorded = self.create_wrapped_node(tx, body, samples, {}, node.name)
+        (at, *inputs), _, _, made, graph, _, results, *_ = recorded
         node.places = [stand_ins.get(p.node) for p in inputs]
         for stand_in in reversed(stand_ins):
             tx.output.remove_node(stand_in)
@@ -72,8 +75,45 @@ class _TransformVariable(WrapHigherOrderVariable):
             [At(index[id(x)]) if id(x) in index else x.as_python_constant() for x in outs.items],
             spec.as_python_constant(),
         )
+        _refuse_escape(tx, graph.graph, node.name)
+        (output,) = graph.graph.find_nodes(op="output")
+        output.args = (output.args[0][: 1 + max((x.index for x in node.outs[0] if type(x) is At), default=-1)],)
+        graph.recompile()
         graph.meta[IN_META] = node
         return at, graph, [p for p, place in zip(inputs, node.places, strict=True) if place is None]
+
+
+def _refuse_escape(tx: Any, body: Any, name: str) -> None:
+    """Refuse a body that leaves one of its tensors in what lives on outside of it."""
+
+    def check(x: Any) -> None:
+        if x.is_tensor() and x.proxy.node.graph is body:
+            unimplemented(
+                gb_type="vmap: a tensor of one sample escapes",
+                context=name,
+                explanation=f"The function given to {name} keeps a tensor in something from outside of it.",
+                hints=["Return the tensor"],
+            )
+
+    effects = tx.output.side_effects
+    for kept in [x for x in effects.id_to_variable.values() if effects.is_modified(x)]:
+        if isinstance(kept.mutation_type, AttributeMutationExisting | ValueMutationExisting):
+            VariableTracker.visit(check, (kept, effects.store_attr_mutations.get(kept)))
+
+
+class _Bodies:
+    """How many bodies are being recorded, one inside the other."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self.depth -= 1
+
+
+_bodies = _Bodies()
 
 
 class _honest:
@@ -139,12 +179,11 @@ class _Shown(TorchInGraphFunctionVariable):
         return cls(value, source=source)
 
 
-def kind_of(function: Any) -> Any:
+def kind_of(function: FunctionType) -> Any:
     """Return the class of variables for a function that the compiler sees as another one, or None."""
-    if type(function) is FunctionType:
-        made = function.__dict__.get("__transform__")
-        if (made is not None and made[0] == id(function)) or function in seen_as:
-            return _Shown
+    made = function.__dict__.get("__transform__")
+    if (made is not None and made[0] == id(function)) or function in seen_as:
+        return _Shown
     return None
 
 

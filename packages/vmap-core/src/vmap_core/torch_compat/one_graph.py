@@ -115,6 +115,7 @@ def show_as(function: Any, seen: Callable[..., Any], parts: dict[str, Transform]
         parts: what it applies, by name.
     """
     skip_frame(seen)
+    skip_frame(function)
     seen_as[function] = seen
     transforms.update(parts)
 

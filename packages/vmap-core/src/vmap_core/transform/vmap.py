@@ -24,7 +24,7 @@ from ..levels.stack import modes, restore
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
-from ..torch_compat.eval_frame import graph_break
+from ..torch_compat.eval_frame import skip_frame
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
 from ..torch_compat.one_graph import Transform, applied, made_by, show_as
 from ..torch_compat.tensors import TensorBase
@@ -36,7 +36,6 @@ from .subclasses import overridden, refuse_overriding
 __all__ = ["vmap"]
 
 
-@graph_break
 def vmap(
     func: Callable[..., Any],
     in_dims: Any = 0,
@@ -129,11 +128,11 @@ def vmap(
         return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
-    made_by(
-        graph_break(wrapped), vmap, func, in_dims, out_dims, randomness, chunk_size=chunk_size, axis_size=axis_size,
+    skip_frame(wrapped)
+    return made_by(
+        wrapped, vmap, func, in_dims, out_dims, randomness, chunk_size=chunk_size, axis_size=axis_size,
         kw_in_dims=kw_in_dims, memory_budget=memory_budget, progress=progress,
     )  # fmt: skip
-    return wrapped
 
 
 def _seen(func: Any, in_dims: Any = 0, out_dims: Any = 0, randomness: Randomness = "error", **options: Any) -> Any:
