@@ -53,7 +53,7 @@ from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
-from .torch_compat.one_graph import Transform, applied, made_by, show_as
+from .torch_compat.one_graph import Transform, applied, in_bodies, made_by, show_as
 from .torch_compat.operators import aten, find, named_aten
 from .transform.custom_vmap import sequential_vmap
 from .transform.lowered_map import lowered_map
@@ -101,6 +101,7 @@ __all__ = [
     "expand_dims",
     "find",
     "hookimpl",
+    "in_bodies",
     "is_expanded",
     "known_as_swapped",
     "leaf_level",

@@ -120,6 +120,20 @@ def show_as(function: Any, seen: Callable[..., Any], parts: dict[str, Transform]
     transforms.update(parts)
 
 
+def in_body() -> bool:
+    """Tell whether the compiler is recording the body of a transform; outside of the compiler it is not."""
+    return False
+
+
+def in_bodies(ours: Callable[..., Any], native: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what the compiler sees of a function of PyTorch's: ours in the body of a transform, else its own."""
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        return (ours if in_body() else native)(*args, **kwargs)
+
+    return seen
+
+
 def made_by(made: F, transform: Callable[..., Any], func: Any, *given: Any, **options: Any) -> F:
     """Return a function after noting that it is ``transform(func, *given, **options)``, for the compiler to see it."""
     made.__transform__ = (id(made), (transform, func, given, options))  # type: ignore[attr-defined]
