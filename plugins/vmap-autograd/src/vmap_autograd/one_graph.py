@@ -17,7 +17,7 @@ from . import jacobians, per_sample, transforms
 from ._checks import output_tensors, select
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import Trace, gradients, physical, requires_grad, trace
-from .accumulate import leaves_of
+from .accumulate import leaves_of, nodes_of
 
 
 def _recording(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,11 +56,17 @@ def _one_sample(args: Any, kwargs: Any, more: Any, *given: Any) -> Any:
     return (map_leaves(_input, params), *map_leaves(lambda t: t[0] if isinstance(t, Tensor) else t, xy)), kwargs
 
 
-def _of_function(transform: Any, samples: Callable[..., Any], around: Callable[..., Any]) -> None:
+def _copied(tree: Any) -> Any:
+    """Copy tensors: forward mode, while it is traced, fails at a view of a view."""
+    return map_leaves(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+
+
+def _of_function(transform: Any, samples: Callable[..., Any], around: Callable[..., Any] = _recording) -> None:
     """Show a transform that takes a function and returns one of the same arguments."""
     name = transform.__name__
 
     def run(func: Any, args: Any, kwargs: Any, more: Any, *given: Any, **options: Any) -> Any:
+        args = _copied(args) if transform is jacobians.jacfwd else args
         return transform(func, *given, **options)(*args, **kwargs)
 
     def seen(func: Any, *given: Any, **options: Any) -> Any:
@@ -73,9 +79,9 @@ def _of_function(transform: Any, samples: Callable[..., Any], around: Callable[.
 
 
 for _transform in (transforms.grad, transforms.grad_and_value, jacobians.jacrev):
-    _of_function(_transform, _chosen, _recording)
+    _of_function(_transform, _chosen)
 _of_function(jacobians.jacfwd, _as_given, lambda func: func)
-_of_function(per_sample.gradients_of, _one_sample, _recording)
+_of_function(per_sample.gradients_of, _one_sample)
 
 
 def _seen_jvp(func: Any, primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
@@ -83,7 +89,7 @@ def _seen_jvp(func: Any, primals: Any, tangents: Any, *, strict: bool = False, h
 
 
 def _jvp(func: Any, args: Any, kwargs: Any, more: Any, **options: Any) -> Any:
-    return transforms.jvp(func, args, more, **options)
+    return transforms.jvp(func, _copied(args), more, **options)
 
 
 show_as(transforms.jvp, _seen_jvp, {"jvp": Transform(_jvp, _as_given)})
@@ -164,3 +170,30 @@ show_as(
     transforms.linearize, _seen_linearize,
     {"linearize": Transform(_linearize, _all), "jvp_fn": Transform(_jvp_fn, _as_given)},
 )  # fmt: skip
+
+
+def _seen_autograd_grad(
+    outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False,
+    allow_unused: bool | None = None, is_grads_batched: bool = False, materialize_grads: bool = False,
+) -> Any:  # fmt: skip
+    options = {
+        "create_graph": create_graph, "allow_unused": allow_unused, "is_grads_batched": is_grads_batched,
+        "materialize_grads": materialize_grads,
+    }  # fmt: skip
+    return applied("autograd.grad", None, (), {}, (outputs, inputs, grad_outputs), (), options)
+
+
+def _autograd_grad(func: Any, args: Any, kwargs: Any, more: Any, **options: Any) -> Any:
+    stop = [x.grad_fn for x in map(physical, tree_flatten(more[1])[0])]
+    behind = nodes_of(tree_flatten(more[0])[0], stop)
+    if any(type(node).__name__ == "Error" and node.next_functions for node in behind):  # of an input that has a graph
+        raise UnsupportedError(
+            f"vmap: torch.autograd.grad inside a mapped function, at {user_location()}, of what was computed outside of the "
+            f"compiled function, whose graph the compiler does not have. Instead: compute it inside."
+        )
+    return torch.autograd.grad(*more, retain_graph=True, **options)  # the compiler runs it more than once
+
+
+show_as(
+    torch.autograd.grad, _seen_autograd_grad, {"autograd.grad": Transform(_autograd_grad, _as_given)}, in_bodies_only=True
+)

@@ -20,7 +20,7 @@ from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.higher_order_ops import WrapHigherOrderVariable, _hop_name_to_variable_class
 
-from .one_graph import IN_META, At, Node, call_made, in_body, operator, run, seen_as, told
+from .one_graph import IN_META, At, Node, call_made, in_body, operator, run, seen_as, seen_in_bodies_as, told
 
 
 class _TransformVariable(WrapHigherOrderVariable):
@@ -163,7 +163,7 @@ class _ShownVariable(WrapperUserFunctionVariable):
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         if self.wrapper_obj is in_body:
             return ConstantVariable.create(_bodies.depth > 0)
-        seen = seen_as.get(self.wrapper_obj)
+        seen = seen_as.get(self.wrapper_obj) or seen_in_bodies_as.get(self.wrapper_obj)
         if seen is None:
             seen, args = call_made, [self, *args]
         return VariableTracker.build(tx, seen).call_function(tx, args, kwargs)
@@ -185,6 +185,8 @@ def kind_of(function: FunctionType) -> Any:
     """Return the class of variables for a function that the compiler sees as another one, or None."""
     made = function.__dict__.get("__transform__")
     if (made is not None and made[0] == id(function)) or function in seen_as or function is in_body:
+        return _Shown
+    if _bodies.depth and function in seen_in_bodies_as:
         return _Shown
     return None
 

@@ -74,6 +74,8 @@ operator, run = TransformOperator(), RunOperator()
 transforms: dict[str, Transform] = {}
 seen_as: dict[Any, Callable[..., Any]] = {}
 """What the compiler sees in the place of a function."""
+seen_in_bodies_as: dict[Any, Callable[..., Any]] = {}
+"""The same, for functions of PyTorch, in the body of a transform alone."""
 
 
 def applied(name: str, func: Any, args: Any, kwargs: Any, more: Any, given: Any, options: Any) -> Any:
@@ -106,17 +108,23 @@ def applied(name: str, func: Any, args: Any, kwargs: Any, more: Any, given: Any,
 skip_frame(applied)
 
 
-def show_as(function: Any, seen: Callable[..., Any], parts: dict[str, Transform]) -> None:
+def show_as(
+    function: Any, seen: Callable[..., Any], parts: dict[str, Transform], *, in_bodies_only: bool = False
+) -> None:
     """Let the compiler see another function in the place of one: one that calls `applied`.
 
     Args:
         function: of a module; it is there as long as the process is.
         seen: takes the same arguments.
         parts: what it applies, by name.
+        in_bodies_only: only where it is called in the body of a transform.
     """
     skip_frame(seen)
-    skip_frame(function)
-    seen_as[function] = seen
+    if in_bodies_only:
+        seen_in_bodies_as[function] = seen
+    else:
+        skip_frame(function)
+        seen_as[function] = seen
     transforms.update(parts)
 
 
