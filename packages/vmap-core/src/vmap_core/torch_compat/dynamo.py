@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from types import FunctionType
 from typing import Any
 
@@ -14,13 +16,16 @@ from torch._dynamo.variables import (
     ListVariable,
     TorchInGraphFunctionVariable,
     TupleVariable,
+    UserDefinedObjectVariable,
 )
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.functions import WrapperUserFunctionVariable
 from torch._dynamo.variables.higher_order_ops import WrapHigherOrderVariable, _hop_name_to_variable_class
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from .one_graph import IN_META, At, Node, call_made, in_body, operator, run, seen_as, seen_in_bodies_as, told
+from .one_graph import IN_META, At, Node, call_made, in_body, operator, run, seen_as, seen_in_bodies_as
 
 
 class _TransformVariable(WrapHigherOrderVariable):
@@ -33,7 +38,9 @@ class _TransformVariable(WrapHigherOrderVariable):
 
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:  # under the modes of the user's, too
         body, leaves, spec, more, more_spec, *constants = args
-        name, given, options = (x.as_python_constant() for x in constants)
+        name, given, options = constants
+        given = tuple(map(_python, given.items))
+        name, options = name.as_python_constant(), options.as_python_constant()
         tensors = [x for x in (*leaves.items, *more.items) if x.is_tensor()]
         count = iter(range(len(tensors)))
         known, known_more = ([At(next(count)) if x.is_tensor() else _constant(x) for x in part.items] for part in (leaves, more))
@@ -130,7 +137,7 @@ class _honest:
             unimplemented(
                 gb_type="vmap: a transform that fails, or cannot be traced",
                 context=self.name,
-                explanation=told(error),
+                explanation=_told(error),
                 hints=["Run it without torch.compile to see whether it fails there, too"],
                 from_exc=error,
             )
@@ -139,15 +146,23 @@ class _honest:
 def _named(node: Node) -> Any:
     """Return a node as a function, which a graph wants."""
 
-    def run(body: Any, *tensors: Any) -> Any:
+    def called(body: Any, *tensors: Any) -> Any:
         return node(body, *tensors)
 
-    run.__name__ = run.__qualname__ = node.name
-    return run
+    called.__name__ = called.__qualname__ = node.name
+    return called
 
 
 def _example(proxy: Any) -> Any:
     return proxy.node.meta["example_value"]
+
+
+def _python(x: Any) -> Any:
+    """Return the object that a variable stands for."""
+    if isinstance(x, UserDefinedObjectVariable) and x.source is not None:
+        install_guard(x.source.make_guard(GuardBuilder.ID_MATCH))
+        return x.value
+    return x.as_python_constant()
 
 
 def _constant(x: Any) -> Any:
@@ -179,6 +194,31 @@ class _Shown(TorchInGraphFunctionVariable):
     def create_with_source(cls, value: Any, source: Any) -> Any:
         install_guard(source.make_guard(GuardBuilder.ID_MATCH if value in seen_as else GuardBuilder.TYPE_MATCH))
         return cls(value, source=source)
+
+
+def _told(error: BaseException) -> str:
+    """Return what to say of an error from inside a recorded body, with the user's line in the place of the graph's."""
+    here = _line_of_user(error)
+    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
+        where = f" at {here}" if here else ""
+        return f"It needs the value of a tensor{where}, and the compiler has none: it records what depends on shapes alone."
+    text = f"{type(error).__name__}: {error}"
+    return _IN_A_GRAPH.sub(here, text) if here else text
+
+
+_IN_A_GRAPH = re.compile(r"<eval_with_key>\.\d+:\d+")
+
+
+def _line_of_user(error: BaseException) -> str | None:
+    """Return ``file:line`` of what the innermost graph that an error has come through was recorded from."""
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        if frame.f_code.co_filename.startswith("<eval_with_key>"):
+            graph = frame.f_locals.get("self")
+            index = (getattr(graph, "_lineno_map", None) or {}).get(line - frame.f_code.co_firstlineno)
+            nodes = list(graph.graph.nodes) if index is not None else []  # type: ignore[union-attr]
+            lines = re.findall(r'File "(.*)", line (\d+)', nodes[index].stack_trace or "") if nodes else ()
+            return ":".join(lines[-1]) if lines else None
+    return None
 
 
 def kind_of(function: FunctionType) -> Any:

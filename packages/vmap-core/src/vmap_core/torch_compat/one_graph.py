@@ -9,8 +9,6 @@ runs that. `dynamo` has the part of this that imports the compiler.
 
 from __future__ import annotations
 
-import re
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..errors import UnsupportedError
 from .eval_frame import skip_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,7 +65,41 @@ class RunOperator(HigherOrderOperator):
     def __call__(self, body: Any, *tensors: Any) -> tuple[Tensor, ...]:
         """Run it, for the compiler's backend, or for what traces further."""
         node: Node = body.meta[IN_META]
+        if torch.compiler.is_exporting() and _differentiates(node.name, body):
+            return _by_parts(node, body, tensors)
         return node(body, *tensors)
+
+
+def _differentiates(name: str, body: Any) -> bool:
+    """Tell whether a transform takes derivatives, or one that its body applies does."""
+    return name not in ("vmap", "custom_vmap") or any(
+        _differentiates(part.meta[IN_META].name, part) for part in body.children() if IN_META in part.meta
+    )
+
+
+def _by_parts(node: Node, body: Any, tensors: Any) -> tuple[Tensor, ...]:
+    """Run it, where an export traces it, by what it is made of.
+
+    An export records what is called above autograd: not what autograd itself computes, in a backward pass or for it.
+    """
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, make_fx
+
+    mode = get_proxy_mode()
+    if mode is None or not mode.pre_dispatch:
+        return node(body, *tensors)
+
+    def called(*tensors: Any) -> tuple[Tensor, ...]:
+        out = node(body, *tensors)
+        if any(o.requires_grad for o in out):  # what a backward pass has saved would be constants
+            raise UnsupportedError(
+                f"vmap: torch.export of {node.name}, whose result requires grad: an exported derivative cannot be "
+                f"differentiated again. Instead: export under torch.no_grad()."
+            )
+        return out
+
+    with disable_proxy_modes_tracing():
+        parts = make_fx(called)(*tensors)
+    return parts(*tensors)
 
 
 IN_META = "vmap_core"
@@ -210,20 +243,3 @@ class Body:
         captured = iter(self.captured)
         given = [next(captured) if place is None else leaves[place] for place in self.node.places]
         return self.node.tree(*self.node.outs, self.graph(*given))
-
-
-_IN_A_GRAPH = re.compile(r"<eval_with_key>\.\d+:\d+")
-
-
-def told(error: BaseException) -> str:
-    """Return the text of an error from inside a recorded body, with the user's line in the place of the graph's."""
-    text = f"{type(error).__name__}: {error}"
-    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
-        if frame.f_code.co_filename.startswith("<eval_with_key>"):
-            graph = frame.f_locals.get("self")
-            nodes = list(getattr(getattr(graph, "graph", None), "nodes", ()))
-            at = (getattr(graph, "_lineno_map", None) or {}).get(line - frame.f_code.co_firstlineno)
-            trace = nodes[at].stack_trace if at is not None and at < len(nodes) else None
-            lines = re.findall(r'File "(.*)", line (\d+)', trace or "")
-            return _IN_A_GRAPH.sub(":".join(lines[-1]), text) if lines else text
-    return text
