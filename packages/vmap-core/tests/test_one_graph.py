@@ -90,7 +90,9 @@ CASES = {
     "trees": lambda x: vmap(lambda d, k: {"a": (d["x"] * k, d["y"][0])}, in_dims=({"x": 0, "y": [1]}, None))(
         {"x": x, "y": [x.t()]}, x[0]
     ),
-    "dims": lambda x: vmap(lambda r: r.cumsum(0), in_dims=1, out_dims=-1)(x) * vmap(lambda r: r, in_dims=1)(x).stride(0),
+    "dims": lambda x: (
+        vmap(lambda r: r.cumsum(0), in_dims=1, out_dims=-1)(x) * vmap(lambda r: r, in_dims=1)(x).stride(0)
+    ),
     "kwargs": lambda x: vmap(lambda r, k: r * k, kw_in_dims={"k": 1})(x, k=x.t()) + vmap(lambda r, k: r * k)(x, k=x[0]),
     "chunks": lambda x: vmap(lambda r: r.sin(), chunk_size=3)(x),
     "axis_size": lambda x: vmap(lambda: torch.ones(2), axis_size=3)() * x[0, 0],
@@ -156,7 +158,9 @@ def test_a_class_is_guarded():
 
 def test_is_compiled_once():
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda x: vmap(lambda r: LINEAR(r).relu())(x), backend=counter, fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        lambda x: vmap(lambda r: LINEAR(r).relu())(x), backend=counter, fullgraph=True, dynamic=True
+    )
     for n in (4, 4, 5, 7):
         x = torch.randn(n, 3)
         torch.testing.assert_close(compiled(x), LINEAR(x).relu())
@@ -204,7 +208,9 @@ def test_state_of_a_module():
 
 def test_what_it_does_to_objects_comes_once():
     seen = []
-    compiled = torch.compile(lambda x: vmap(lambda r: (seen.append(r.shape[0]), r * 2)[1])(x), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda x: vmap(lambda r: (seen.append(r.shape[0]), r * 2)[1])(x), fullgraph=True, backend="eager"
+    )
     torch.testing.assert_close(compiled(X), X * 2)
     assert seen == [3]
 

@@ -66,7 +66,9 @@ CASES = {
     "grad of each sample": lambda x: vmap(grad(loss, has_aux=False))(x),
     "grad, made before": lambda x: gradients_before(x) * 2,
     "grad of a tensor that is captured too": lambda x: grad(lambda r: (r * r.detach() * W).sum())(W.detach()),
-    "grad_and_value of a tree": lambda x: grad_and_value(lambda a, b: ((a * b["k"]).sum() ** 2, a), (0, 1), True)(x, {"k": x}),
+    "grad_and_value of a tree": lambda x: grad_and_value(lambda a, b: ((a * b["k"]).sum() ** 2, a), (0, 1), True)(
+        x, {"k": x}
+    ),
     "grad by parameters": by_parameters,
     "grad of grad": lambda x: grad(lambda r: grad(loss)(r).square().sum())(x[0]),
     "grad of vmap": lambda x: grad(lambda w: vmap(lambda r: NET(r * w).sin().sum())(x).sum())(x[0]),
@@ -141,7 +143,9 @@ def test_a_function_that_has_lost_its_graph(name):
     compiled = torch.compile(lambda x: getattr(vmap_autograd, name)(torch.sin, x), backend="aot_eager", fullgraph=True)
     out, function = compiled(X)
     torch.testing.assert_close(out, X.sin())
-    with pytest.raises(UnsupportedError, match=f"{name} has returned inside a compiled function.*Instead: call both in one"):
+    with pytest.raises(
+        UnsupportedError, match=f"{name} has returned inside a compiled function.*Instead: call both in one"
+    ):
         function(X)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vmap_core.extend import Transform, UnsupportedError, applied, map_leaves, show_as, user_location
 
 from . import jacobians, per_sample, transforms
-from ._checks import output_tensors, select
+from ._checks import output_tensors
 from ._torch import tree_flatten, tree_unflatten
 from ._trace import Trace, gradients, physical, requires_grad, trace
 from .accumulate import leaves_of, nodes_of
@@ -191,9 +191,15 @@ def _autograd_grad(func: Any, args: Any, kwargs: Any, more: Any, **options: Any)
             f"vmap: torch.autograd.grad inside a mapped function, at {user_location()}, of what was computed outside of the "
             f"compiled function, whose graph the compiler does not have. Instead: compute it inside."
         )
-    return torch.autograd.grad(*more, retain_graph=True, **options)  # the compiler runs it more than once
+    outputs, inputs, vectors = more
+    return torch.autograd.grad(
+        outputs, inputs, vectors, retain_graph=True, **options
+    )  # the compiler runs it more than once
 
 
 show_as(
-    torch.autograd.grad, _seen_autograd_grad, {"autograd.grad": Transform(_autograd_grad, _as_given)}, in_bodies_only=True
+    torch.autograd.grad,
+    _seen_autograd_grad,
+    {"autograd.grad": Transform(_autograd_grad, _as_given)},
+    in_bodies_only=True,
 )

@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import Any
 
 from ..torch_compat.one_graph import seen_as
+from ..transform import one_graph as one_graph
 from .registry import patch
 
 
@@ -21,7 +22,7 @@ def show_transforms(native: Any) -> Any:
         from ..torch_compat.dynamo import kind_of
     except (ImportError, AttributeError):  # a PyTorch that nobody has tried: the graph breaks at a transform
 
-        def kind_of(function: Any) -> Any:
+        def kind_of(function: FunctionType) -> Any:
             return skipped if function in seen_as or "__transform__" in function.__dict__ else None
 
     def lookup_inner(

@@ -210,7 +210,9 @@ def nest_vmap(native: Any) -> Any:
             return native(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
         return ours(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
 
-    def ours(func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any) -> Any:
+    def ours(
+        func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         return vmap(func, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
 
     vmap_impl._torchdynamo_inline = in_bodies(ours, native)  # type: ignore[attr-defined]

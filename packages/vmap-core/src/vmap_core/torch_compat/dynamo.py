@@ -43,8 +43,12 @@ class _TransformVariable(WrapHigherOrderVariable):
         name, options = name.as_python_constant(), options.as_python_constant()
         tensors = [x for x in (*leaves.items, *more.items) if x.is_tensor()]
         count = iter(range(len(tensors)))
-        known, known_more = ([At(next(count)) if x.is_tensor() else _constant(x) for x in part.items] for part in (leaves, more))
-        node = Node(name, given, options, known, spec.as_python_constant(), (known_more, more_spec.as_python_constant()))
+        known, known_more = (
+            [At(next(count)) if x.is_tensor() else _constant(x) for x in part.items] for part in (leaves, more)
+        )
+        node = Node(
+            name, given, options, known, spec.as_python_constant(), (known_more, more_spec.as_python_constant())
+        )
         fakes = [_example(x.as_proxy()) for x in tensors]
         if isinstance(body, ConstantVariable):  # None: nothing to record
             graph, captured, own, target = None, [], (None,), _named(node)
@@ -55,8 +59,10 @@ class _TransformVariable(WrapHigherOrderVariable):
             example = node(graph, *fakes, *map(_example, captured))
         inputs = (*own, *[x.as_proxy() for x in tensors], *captured)
         result = wrap_fx_proxy(tx, tx.output.create_proxy("call_function", target, inputs, {}), example)
+        assert node.result is not None
         kinds, out_spec = node.result
-        items = [result.items[k.index] if type(k) is At else ConstantVariable.create(k) for k in kinds]
+        values: Any = result
+        items = [values.items[k.number] if type(k) is At else ConstantVariable.create(k) for k in kinds]
         return TupleVariable([ListVariable(items), VariableTracker.build(tx, out_spec)])
 
     def _record(self, tx: Any, body: Any, leaves: Any, node: Node, fakes: Any) -> Any:
@@ -71,7 +77,7 @@ class _TransformVariable(WrapHigherOrderVariable):
                 leaf = wrap_fx_proxy(tx, proxy, look)
             samples.append(leaf)
         with _bodies:
-            recorded = self.create_wrapped_node(tx, body, samples, {}, node.name)
+            recorded: Any = self.create_wrapped_node(tx, body, samples, {}, node.name)
         (at, *inputs), _, _, made, graph, _, results, *_ = recorded
         node.places = [stand_ins.get(p.node) for p in inputs]
         for stand_in in reversed(stand_ins):
@@ -84,7 +90,7 @@ class _TransformVariable(WrapHigherOrderVariable):
         )
         _refuse_escape(tx, graph.graph, node.name)
         (output,) = graph.graph.find_nodes(op="output")
-        output.args = (output.args[0][: 1 + max((x.index for x in node.outs[0] if type(x) is At), default=-1)],)
+        output.args = (output.args[0][: 1 + max((x.number for x in node.outs[0] if type(x) is At), default=-1)],)
         graph.recompile()
         graph.meta[IN_META] = node
         return at, graph, [p for p, place in zip(inputs, node.places, strict=True) if place is None]
@@ -215,8 +221,10 @@ def _line_of_user(error: BaseException) -> str | None:
         if frame.f_code.co_filename.startswith("<eval_with_key>"):
             graph = frame.f_locals.get("self")
             index = (getattr(graph, "_lineno_map", None) or {}).get(line - frame.f_code.co_firstlineno)
-            nodes = list(graph.graph.nodes) if index is not None else []  # type: ignore[union-attr]
-            lines = re.findall(r'File "(.*)", line (\d+)', nodes[index].stack_trace or "") if nodes else ()
+            if index is None:
+                return None
+            node = list(graph.graph.nodes)[index]  # type: ignore[union-attr]
+            lines = re.findall(r'File "(.*)", line (\d+)', node.stack_trace or "")
             return ":".join(lines[-1]) if lines else None
     return None
 

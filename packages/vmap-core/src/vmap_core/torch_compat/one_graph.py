@@ -43,7 +43,15 @@ class TransformOperator(HigherOrderOperator):
         super().__init__("vmap_core_transform")
 
     def __call__(
-        self, body: Any, leaves: Any, spec: TreeSpec, more: Any, more_spec: TreeSpec, name: str, given: Any, options: Any
+        self,
+        body: Any,
+        leaves: Any,
+        spec: TreeSpec,
+        more: Any,
+        more_spec: TreeSpec,
+        name: str,
+        given: Any,
+        options: Any,
     ) -> tuple[list[Any], TreeSpec]:
         """Run the transform, after a graph break in front of the operator."""
 
@@ -190,7 +198,7 @@ def call_made(made: Any, *args: Any, **kwargs: Any) -> Any:
 class At(NamedTuple):
     """A leaf that is the tensor of this number, among others."""
 
-    index: int
+    number: int
 
 
 class Node:
@@ -207,13 +215,13 @@ class Node:
     def samples(self, tensors: list[Tensor]) -> list[Any]:
         """Return the leaves that the body is to be recorded on."""
         args, kwargs = self.tree(self.leaves, self.spec, tensors)
-        more = self.tree(*self.more, tensors)
+        more = self.tree(self.more[0], self.more[1], tensors)
         return tree_flatten(transforms[self.name].samples(args, kwargs, more, *self.given, **self.options))[0]
 
     def __call__(self, body: Any, *tensors: Any) -> tuple[Tensor, ...]:
         """Run it; the tensors are those of the arguments, and then what the body captures."""
         args, kwargs = self.tree(self.leaves, self.spec, tensors)
-        more = self.tree(*self.more, tensors)
+        more = self.tree(self.more[0], self.more[1], tensors)
         own = sum(type(leaf) is At for leaf in (*self.leaves, *self.more[0]))
         func = None if body is None else Body(self, body, tensors[own:])
         out = transforms[self.name].run(func, args, kwargs, more, *self.given, **self.options)
@@ -226,7 +234,7 @@ class Node:
     @staticmethod
     def tree(leaves: list[Any], spec: TreeSpec, tensors: Any) -> Any:
         """Put tensors into their places in a tree."""
-        return tree_unflatten([tensors[leaf.index] if type(leaf) is At else leaf for leaf in leaves], spec)
+        return tree_unflatten([tensors[leaf.number] if type(leaf) is At else leaf for leaf in leaves], spec)
 
 
 class Body:
@@ -242,4 +250,4 @@ class Body:
         leaves = tree_flatten((args, kwargs))[0]
         captured = iter(self.captured)
         given = [next(captured) if place is None else leaves[place] for place in self.node.places]
-        return self.node.tree(*self.node.outs, self.graph(*given))
+        return self.node.tree(self.node.outs[0], self.node.outs[1], self.graph(*given))

@@ -26,7 +26,7 @@ from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
 from ..torch_compat.eval_frame import skip_frame
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
-from ..torch_compat.one_graph import Transform, applied, made_by, show_as
+from ..torch_compat.one_graph import made_by
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
@@ -133,44 +133,6 @@ def vmap(
         wrapped, vmap, func, in_dims, out_dims, randomness, chunk_size=chunk_size, axis_size=axis_size,
         kw_in_dims=kw_in_dims, memory_budget=memory_budget, progress=progress,
     )  # fmt: skip
-
-
-def _seen(func: Any, in_dims: Any = 0, out_dims: Any = 0, randomness: Randomness = "error", **options: Any) -> Any:
-    """Return what torch.compile sees as the mapped function."""
-
-    def mapped(*args: Any, **kwargs: Any) -> Any:
-        return applied("vmap", func, args, kwargs, (), (in_dims, out_dims, randomness), options)
-
-    return mapped
-
-
-def _apply(func: Any, args: Any, kwargs: Any, more: Any, *given: Any, **options: Any) -> Any:
-    return vmap(func, *given, **options)(*args, **kwargs)
-
-
-def _samples(
-    args: Any, kwargs: Any, more: Any, in_dims: Any, out_dims: Any, randomness: Any, kw_in_dims: Any = None,
-    axis_size: Any = None, **options: Any,
-) -> Any:  # fmt: skip
-    """Return arguments as the function sees them for one sample."""
-    mapped_kwargs = _mapped_kwargs(kw_in_dims or {}, None, kwargs)
-    trees = [(args, in_dims), *[(mapped_kwargs, kw_in_dims)][: bool(kw_in_dims)]]
-    done = []
-    for tree, dims in trees:
-        leaves: list[Any] = []
-        spec = _tree.flatten(tree, leaves)
-        flat = _dims_of_leaves(None, "in_dims", dims, tree, spec, leaves)
-        done.append(_tree.unflatten(spec, iter([_first(x, d) for x, d in zip(leaves, flat, strict=True)])))
-    return done[0], {**kwargs, **(done[1] if kw_in_dims else {})}
-
-
-def _first(x: Any, dim: int | None) -> Any:
-    if dim is None:
-        return x
-    return x.select(dim, 0) if x.shape[dim] else x.new_empty([n for i, n in enumerate(x.shape) if i != dim])
-
-
-show_as(vmap, _seen, {"vmap": Transform(_apply, _samples)})
 
 
 def _callable_on_samples(func: Callable[..., Any]) -> Callable[..., Any]:
