@@ -215,14 +215,9 @@ def _kernel_is_faster(call: Call, info: Level, x: Tensor, bdim: int | None) -> b
 
 
 def _onednn_serves(x: Tensor) -> bool:
-    onednn = torch.backends.mkldnn
-    return (
-        x.device.type == "cpu"
-        and x.dtype is torch.float32
-        and x.numel() > 0
-        and onednn.enabled
-        and onednn.is_available()
-    )
+    onednn: Any = torch.backends.mkldnn
+    there: bool = onednn.enabled and onednn.is_available()
+    return there and x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() > 0
 
 
 def _looped(call: Call, info: Level, x: Tensor, bdim: int | None) -> Any:

@@ -80,8 +80,11 @@ class _TransformVariable(WrapHigherOrderVariable):
             recorded: Any = self.create_wrapped_node(tx, body, samples, {}, node.name)
         (at, *inputs), _, _, made, graph, _, results, *_ = recorded
         node.places = [stand_ins.get(p.node) for p in inputs]
-        for stand_in in reversed(stand_ins):
-            tx.output.remove_node(stand_in)
+        if (
+            tx.output.current_tracer.parent is None
+        ):  # else the body around this one loses them, which may have noted them
+            for stand_in in stand_ins:
+                tx.output.remove_node(stand_in)
         index = {id(x): i for i, x in enumerate(results)}
         outs, spec = made.items
         node.outs = (
@@ -91,6 +94,9 @@ class _TransformVariable(WrapHigherOrderVariable):
         _refuse_escape(tx, graph.graph, node.name)
         (output,) = graph.graph.find_nodes(op="output")
         output.args = (output.args[0][: 1 + max((x.number for x in node.outs[0] if type(x) is At), default=-1)],)
+        for inner in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+            if not inner.users:
+                graph.graph.erase_node(inner)
         graph.recompile()
         graph.meta[IN_META] = node
         return at, graph, [p for p, place in zip(inputs, node.places, strict=True) if place is None]
