@@ -24,9 +24,7 @@ from ..levels.stack import modes, restore
 from ..levels.tensor import BatchedTensor, make_batched
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
-from ..torch_compat.eval_frame import skip_frame
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
-from ..torch_compat.one_graph import made_by
 from ..torch_compat.tensors import TensorBase
 from ..torch_compat.trees import tree_flatten
 from .chunking import is_whole, run_in_chunks
@@ -128,11 +126,13 @@ def vmap(
         return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
-    skip_frame(wrapped)
-    return made_by(
-        wrapped, vmap, func, in_dims, out_dims, randomness, chunk_size=chunk_size, axis_size=axis_size,
-        kw_in_dims=kw_in_dims, memory_budget=memory_budget, progress=progress,
-    )  # fmt: skip
+    options = {
+        "chunk_size": chunk_size, "axis_size": axis_size, "kw_in_dims": kw_in_dims, "memory_budget": memory_budget,
+        "progress": progress,
+    }  # fmt: skip
+    # As `made_by` does, without the call.
+    wrapped.__transform__ = (id(wrapped), (vmap, func, (in_dims, out_dims, randomness), options))  # type: ignore[attr-defined]
+    return wrapped
 
 
 def _callable_on_samples(func: Callable[..., Any]) -> Callable[..., Any]:
