@@ -122,6 +122,7 @@ def rows() -> list[Row]:
         Row("ensemble of 10 MLPs 64-128-10, batch 32", lambda: members(mlp, 10, torch.randn(32, 64), mlp_by_hand)),
         Row("ensemble of 10 CNNs, 4 images", lambda: members(cnn, 10, torch.randn(4, 3, 16, 16), None)),
         Row("ensemble of 10 LSTMs, 20 steps", lambda: members(lambda: Only(nn.LSTM(32, 64)), 10, torch.randn(20, 4, 32), None)),
+        Row("ensemble of 5 LSTMs 64-64, 50 steps of 32", lambda: members(lambda: Only(nn.LSTM(64, 64)), 5, torch.randn(50, 32, 64), None)),
         Row("attention (4, 4, 64, 32), batch 8", lambda: attention(8, causal=False, grad=False)),
         Row("attention, causal, with gradients", lambda: attention(8, causal=True, grad=True), grad=True),
         Row(

@@ -65,6 +65,7 @@ from .rulekit.shared_weight import Product, is_expanded, product
 from .torch_compat.autocast import without_autocast_cache
 from .torch_compat.bindings import emitter
 from .torch_compat.mode_stack import without_modes
+from .torch_compat.one_graph import Transform, applied, in_bodies, made_by, show_as
 from .torch_compat.operators import aten, find, named_aten
 from .transform.chunking import Parts
 from .transform.control_flow import offer_control_flow
@@ -89,10 +90,12 @@ __all__ = [
     "Product",
     "Rule",
     "RulePack",
+    "Transform",
     "UnsupportedError",
     "VmapError",
     "align",
     "along_dim",
+    "applied",
     "as_now",
     "asker",
     "aten",
@@ -118,6 +121,7 @@ __all__ = [
     "fresh",
     "gradients",
     "hookimpl",
+    "in_bodies",
     "is_expanded",
     "is_refused",
     "known_as_swapped",
@@ -128,6 +132,7 @@ __all__ = [
     "loop",
     "loop_rule",
     "lowered_map",
+    "made_by",
     "make_batched",
     "make_leaf",
     "map_leaves",
@@ -165,6 +170,7 @@ __all__ = [
     "sequential_vmap",
     "settled",
     "shared",
+    "show_as",
     "shows_samples",
     "storage_of",
     "swapped",

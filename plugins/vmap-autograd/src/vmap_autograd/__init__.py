@@ -4,6 +4,7 @@ from vmap_core.extend import RulePack, hookimpl
 
 from . import accumulate, backward, checkpoint, edges, forward_mode, function, functional, torch_func
 from . import grad as grad_rule
+from . import one_graph as one_graph
 from .jacobians import hessian, jacfwd, jacrev
 from .per_sample import per_sample_grads
 from .transforms import grad, grad_and_value, jvp, linearize, vjp

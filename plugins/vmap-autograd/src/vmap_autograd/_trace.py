@@ -149,8 +149,10 @@ def _by_rules(ends: Any, inputs: Any, seeds: Any, retain: bool, create: bool, of
         options: Any = {"retain_graph": retain, "create_graph": create, "allow_unused": True}
         # a level is asked at once: torch.autograd would look at all that it is given first
         run = dispatch if type(ends[0]) is BatchedTensor else None
-        return torch.autograd.grad(ends, inputs, seeds, **options) if run is None else run(
-            torch.autograd.grad, (ends, inputs, seeds), options
+        return (
+            torch.autograd.grad(ends, inputs, seeds, **options)
+            if run is None
+            else run(torch.autograd.grad, (ends, inputs, seeds), options)
         )
 
 
@@ -301,7 +303,7 @@ def _expanded(x: Tensor, among: frozenset[Level]) -> Any:
 def _reaches_others(out: Any, inputs: list[Any]) -> bool:
     own = {id(physical(x)) for x in inputs}
     outputs = [o for o in leaves(out) if isinstance(o, Tensor)]
-    return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs))
+    return any(id(leaf) not in own and not hasattr(leaf, "_vmap_ended") for leaf in leaves_of(outputs, True))
 
 
 def requires_grad(tree: Any) -> bool:

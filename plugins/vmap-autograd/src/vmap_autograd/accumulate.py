@@ -6,7 +6,7 @@ others'. A leaf from outside would get the sum over all samples: that is done wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -139,9 +139,24 @@ def _refuse_leaves_from_outside(info: Level, values: Any) -> None:
             )
 
 
-def leaves_of(tensors: Any) -> Iterator[Any]:
-    """Iterate over the physical leaves that require grad in the graph of some tensors."""
+def leaves_of(tensors: Any, ends: bool = False) -> Iterator[Any]:
+    """Iterate over the physical leaves that require grad in the graph of some tensors.
+
+    With ``ends``, iterate also over nodes that lead to none: AOTAutograd gives such a node to the inputs of what it traces.
+    """
+    for node in nodes_of(tensors):
+        if isinstance(node, torch.Tensor):
+            yield node
+        elif type(node) is AccumulateGrad:
+            yield node.variable
+        elif ends and not node.next_functions:
+            yield node
+
+
+def nodes_of(tensors: Any, stop: Iterable[Any] = ()) -> Iterator[Any]:
+    """Iterate over the nodes of the graph of some tensors, up to some, and over those of the tensors that are leaves."""
     seen: set[Any] = set()
+    passed = set(stop)
     for t in tensors:
         while type(t) is BatchedTensor:
             t = t._value
@@ -151,12 +166,11 @@ def leaves_of(tensors: Any) -> Iterator[Any]:
             seen.add(t.grad_fn)
         elif t.requires_grad:
             yield t
-    todo = list(seen)
+    todo = list(seen - passed)
+    seen |= passed
     while todo:
         node: Any = todo.pop()
-        if type(node) is AccumulateGrad:
-            yield node.variable
-            continue
+        yield node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

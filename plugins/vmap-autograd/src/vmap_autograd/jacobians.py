@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from vmap_core.extend import ComplexGraphError, InplaceError, Parts, lowered_map
+from vmap_core.extend import ComplexGraphError, InplaceError, Parts, lowered_map, made_by
 
 from ._checks import Argnums, only_tensors, output_tensors, refuse_complex, replaced, select, split_aux
 from ._state import takes_derivatives, usable
@@ -83,7 +83,7 @@ def jacrev(
         result = tree_unflatten([tree_unflatten(b, traced.in_spec) for b in blocks], out_spec)
         return (result, traced.result(traced.aux)) if has_aux else result
 
-    return jacobian
+    return made_by(jacobian, jacrev, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
 
 
 def jacfwd(
@@ -163,7 +163,7 @@ def jacfwd(
         result = tree_unflatten(blocks, found["spec"])
         return (result, found["aux"]) if has_aux else result
 
-    return jacobian
+    return made_by(jacobian, jacfwd, func, argnums, has_aux, randomness=randomness, chunk_size=chunk_size)
 
 
 def hessian(func: Callable[..., Any], argnums: Argnums = 0, *, chunk_size: int | None = None) -> Callable[..., Any]:

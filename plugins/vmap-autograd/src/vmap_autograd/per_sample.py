@@ -73,27 +73,35 @@ def per_sample_grads(
         def call(params: Any, x: Any) -> Any:
             return functional_call(model, params, x if isinstance(x, tuple) else (x,))
 
-        return _gradients(call, params, x, y)
+        return gradients(call)(params, x, y)
 
     def from_function(params: Any, x: Any, y: Any = None) -> Any:
-        return _gradients(model, params, x, y)
+        return gradients(model)(params, x, y)
 
-    @takes_derivatives
-    def _gradients(call: Callable[..., Any], params: Any, x: Any, y: Any) -> Any:
-        sizes = {t.shape[0] for t in leaves((x, y)) if isinstance(t, Tensor)}
-        if len(sizes) != 1:
-            raise ValueError(f"per_sample_grads: expected tensors (B, *) with one batch size B, got sizes {sizes}")
-        size = sizes.pop()
-        params, x, y = map_leaves(lambda t: usable(t) if isinstance(t, Tensor) else t, (params, x, y))
-
+    def gradients(call: Callable[..., Any]) -> Callable[..., Any]:
         def sample_loss(params: Any, x: Any, y: Any) -> Any:
             if batch_of_one:
                 x, y = map_leaves(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, (x, y))
             out = call(params, x)
             return loss(out) if y is None else loss(out, y)
 
+        return gradients_of(sample_loss, each, chunk_size, randomness)
+
+    return from_module if isinstance(model, nn.Module) else from_function
+
+
+def gradients_of(sample_loss: Callable[..., Any], each: Any, chunk_size: int | None, randomness: Any) -> Any:
+    """Return a function ``(params, x, y) ->`` a tree like ``params``, of a loss ``(params, x, y)`` of one sample."""
+
+    @takes_derivatives
+    def gradients(params: Any, x: Any, y: Any) -> Any:
+        sizes = {t.shape[0] for t in leaves((x, y)) if isinstance(t, Tensor)}
+        if len(sizes) != 1:
+            raise ValueError(f"per_sample_grads: expected tensors (B, *) with one batch size B, got sizes {sizes}")
+        size = sizes.pop()
+        params, x, y = map_leaves(lambda t: usable(t) if isinstance(t, Tensor) else t, (params, x, y))
         dims = map_leaves(lambda t: 0 if isinstance(t, Tensor) else None, (x, y))
-        losses = vmap(sample_loss, in_dims=(0, *dims), randomness=randomness)  # type: ignore[arg-type]
+        losses = vmap(sample_loss, in_dims=(0, *dims), randomness=randomness)
         flat, spec = tree_flatten(params)
         names = list(params) if isinstance(params, dict) else [str(i) for i in range(len(flat))]
         chunks = []
@@ -104,7 +112,7 @@ def per_sample_grads(
         joined = chunks[0] if len(chunks) == 1 else [_join(parts) for parts in zip(*chunks, strict=True)]
         return tree_unflatten(joined, spec)
 
-    return from_module if isinstance(model, nn.Module) else from_function
+    return gradients
 
 
 def _part(part: slice, t: Any) -> Any:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vmap_core.extend import Patch, current_levels
+from vmap_core.extend import Patch, current_levels, in_bodies
 
 from . import transforms
 from ._checks import replaced, select
-from ._state import takes_derivatives
-from ._torch import tree_unflatten
-from ._trace import requires_grad, trace
 
 
 def _grad(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
@@ -22,17 +19,21 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
     return transforms.grad_and_value(func, argnums, has_aux)(*args, **kwargs)
 
 
-@takes_derivatives
 def _vjp(func: Any, *primals: Any, argnums: Any = None, has_aux: bool = False) -> Any:
-    traced = trace(func, argnums, primals, {}, has_aux, "vjp")
-    pull = transforms.vjp_function(traced, "vjp")
+    if argnums is None:
+        return transforms.vjp(func, *primals, has_aux=has_aux)
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+
+    def of_chosen(*chosen: Any) -> Any:
+        return func(*replaced(primals, numbers, chosen))
+
+    out, pull, *aux = transforms.vjp(of_chosen, *select(primals, numbers), has_aux=has_aux)
 
     def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
-        grads = tree_unflatten(pull(cotangents, retain_graph, create_graph), traced.in_spec)
-        return grads if create_graph or requires_grad(cotangents) else traced.result(grads)
+        grads = pull(cotangents, retain_graph, create_graph)
+        return grads if isinstance(argnums, tuple) else grads[0]
 
-    out = traced.result(traced.out)
-    return (out, vjp_fn, traced.result(traced.aux)) if has_aux else (out, vjp_fn)
+    return (out, vjp_fn, *aux)
 
 
 def _jvp(func: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool = False, has_aux: bool) -> Any:
@@ -53,6 +54,7 @@ def _choosing(ours: Any) -> Callable[[Any], Any]:
         def choice(*args: Any, **kwargs: Any) -> Any:
             return (ours if current_levels() else native)(*args, **kwargs)
 
+        choice._torchdynamo_inline = in_bodies(ours, native)  # type: ignore[attr-defined]
         return choice
 
     return make

@@ -16,7 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from vmap_core import vmap
-from vmap_core.extend import below_levels, make_leaf, own_samples
+from vmap_core.extend import below_levels, made_by, make_leaf, own_samples
 
 from ._checks import (
     Argnums,
@@ -78,7 +78,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
         grads, traced = _grad(func, argnums, has_aux, args, kwargs, "grad")
         return (grads, traced.result(traced.aux)) if has_aux else grads
 
-    return gradient
+    return made_by(gradient, grad, func, argnums, has_aux)
 
 
 def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
         value = traced.result(traced.out)
         return grads, (value, traced.result(traced.aux)) if has_aux else value
 
-    return gradient_and_value
+    return made_by(gradient_and_value, grad_and_value, func, argnums, has_aux)
 
 
 def _grad(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vmap_core.extend import DataDependentError, Level, RulePack, aten, ensure_bdim, logical_rank, user_location
 
+from ._torch import dual_level
+
 pack = RulePack("nn.recurrent")
 
 State = tuple[Tensor, ...]
@@ -193,6 +195,41 @@ def _stepped(call: Call, info: Level, x: Tensor, bdim: int | None) -> Any:
     return (x, *(torch.stack(s, 1) for s in zip(*last, strict=True))), 0
 
 
+def _kernel_is_faster(call: Call, info: Level, x: Tensor, bdim: int | None) -> bool:
+    """Tell whether oneDNN's kernel for one member after the other takes less time than a product of all for each step.
+
+    That kernel is an LSTM's, and its derivative has no second one. Measured with one thread: its call for a member costs as
+    much as four steps, and a member's share of the steps as much again for every 200,000 multiplications.
+    """
+    tensors = (x, *call.hx, *call.params)
+    if (
+        call.cell.name != "lstm" or call.packed or not _onednn_serves(x) or call.hx[0].shape[-1] != call.hx[1].shape[-1]
+        or dual_level() >= 0 or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    ):  # fmt: skip
+        return False
+    first, second, width = (n for i, n in enumerate(x.shape) if i != bdim)
+    steps, height = second if call.batch_first else first, call.hx[0].shape[-1]
+    products = first * second * height * (width + height)
+    return info.batch_size > 0 and steps / (4 * info.batch_size) + products / 200_000 > 1
+
+
+def _onednn_serves(x: Tensor) -> bool:
+    onednn: Any = torch.backends.mkldnn
+    there: bool = onednn.enabled and onednn.is_available()
+    return there and x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() > 0
+
+
+def _looped(call: Call, info: Level, x: Tensor, bdim: int | None) -> Any:
+    """Members' own weights: the kernel for one after the other."""
+    size = info.batch_size
+    given = [(x, bdim), *zip(call.hx, call.hx_dims, strict=True), *zip(call.params, call.param_dims, strict=True)]
+    members = zip(*[(t,) * size if d is None else t.unbind(d) for t, d in given], strict=True)
+    hidden = 1 + len(call.hx)
+    outs = [_emit(call, call.lead, own[0], own[1:hidden], own[hidden:], call.layers, 0.0) for own in members]
+    return tuple(map(torch.stack, zip(*outs, strict=True))), 0
+
+
 def _dropout(call: Call, info: Level, x: Tensor, counts: list[int]) -> Tensor:
     """(B, rows, H): other elements for every sample, or the same."""
     if info.randomness == "different":
@@ -263,6 +300,8 @@ def _layers(cell: Cell, op: Any, packed: bool) -> Any:
         shared = all(d is None for d in param_dims) and info.batch_size
         if shared and not (random and info.randomness == "same"):
             return _folded(call, info, x, in_dims[0])
+        if not random and _kernel_is_faster(call, info, x, in_dims[0]):
+            return _looped(call, info, x, in_dims[0])
         return _stepped(call, info, x, in_dims[0])
 
     return layers

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from vmap_core import DataDependentError, RandomnessError, fallback_policy, vmap
 from vmap_core.testing import check_rule
+from vmap_nn import recurrent
 
 LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 OPTIONS = {
@@ -178,3 +179,46 @@ def test_shapes_that_do_not_fit():
             run(x[0], h, *(w[0] for w in weights))
         with pytest.raises(RuntimeError, match="hidden size"):
             vmap(run, in_dims=(0, None, *(0,) * len(weights)))(x, h, *weights)
+
+
+class TestTheKernelForOneMemberAfterTheOther:
+    """It is taken where it is faster, and nothing else is different."""
+
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        seen = []
+        looped = recurrent._looped
+        monkeypatch.setattr(recurrent, "_looped", lambda *args: (seen.append(True), looped(*args))[1])
+        return seen
+
+    @staticmethod
+    def mapped(members, x, in_dims=(0, None)):
+        state = stack_module_state(members)[0]
+        out = vmap(lambda p, x: functional_call(members[0], p, (x,)), in_dims=in_dims)(state, x)
+        return flat(out)
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
+    )
+    @pytest.mark.parametrize("in_dims", [(0, None), (0, 0), (0, -1)])
+    def test_large(self, options, in_dims, taken):
+        members = [torch.nn.LSTM(32, 32, **options) for _ in range(3)]
+        x = torch.randn(24, 8, 32) if in_dims[1] is None else torch.randn(3, 24, 8, 32).movedim(0, in_dims[1])
+        samples = [x] * 3 if in_dims[1] is None else x.unbind(in_dims[1])
+        with torch.no_grad():
+            got = self.mapped(members, x, in_dims)
+            assert taken
+            assert_same(got, [flat(m(s)) for m, s in zip(members, samples, strict=True)])
+
+    def test_not_where_it_would_be_slower(self, taken):
+        """Small, GRU, recorded for a derivative, of another dtype, or with projections."""
+        x = torch.randn(24, 8, 32)
+        with torch.no_grad():
+            self.mapped([torch.nn.LSTM(32, 4) for _ in range(9)], x[:2])
+            self.mapped([torch.nn.GRU(32, 32) for _ in range(3)], x)
+            self.mapped([torch.nn.LSTM(32, 32).double() for _ in range(3)], x.double())
+            self.mapped([torch.nn.LSTM(32, 32, proj_size=16).double() for _ in range(3)], x.double())
+        members = [torch.nn.LSTM(32, 32) for _ in range(3)]
+        first = torch.autograd.grad(self.mapped(members, x.requires_grad_())[0].square().sum(), x, create_graph=True)[0]
+        assert torch.autograd.grad(first.sum(), x)[0].any()  # the kernel's derivative has none of its own
+        assert not taken

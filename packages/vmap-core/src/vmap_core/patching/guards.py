@@ -31,6 +31,7 @@ from ..levels.stack import below, current_levels
 from ..levels.tensor import BatchedTensor
 from ..programs.watch import apply_function
 from ..torch_compat.mode_stack import pop_mode, push_mode, stack_size
+from ..torch_compat.one_graph import in_bodies
 from ..torch_compat.versions import ABOUT_ALIGNMENT, ADD_BATCH_DIM, APPLY_IS_PYTHON
 from ..transform.vmap import vmap
 from .registry import Patch, patch
@@ -207,8 +208,14 @@ def nest_vmap(native: Any) -> Any:
     ) -> Any:
         if not current_levels():
             return native(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
+        return ours(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
+
+    def ours(
+        func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         return vmap(func, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
 
+    vmap_impl._torchdynamo_inline = in_bodies(ours, native)  # type: ignore[attr-defined]
     return vmap_impl
 
 

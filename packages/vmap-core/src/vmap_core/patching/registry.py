@@ -132,7 +132,7 @@ class Patch:
         name = self.target.rpartition(".")[2]
         native = function if of_class else getattr(holder, name)
         new: Any = functools.update_wrapper(self.make(native), native)
-        new._torchdynamo_inline = native  # torch.compile looks at that instead
+        new.__dict__.setdefault("_torchdynamo_inline", native)  # torch.compile looks at that instead
         holders = [holder, *(h for h in map(_resolved, self.holders) if getattr(h, name, None) is kept)]
         return [_Place(h, name, kept, classmethod(new) if of_class else new) for h in holders]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
 from torch._C._dynamo import eval_frame
@@ -18,10 +18,17 @@ def graph_break(function: F) -> F:
 
     This is what ``torch.compiler.disable`` does, without importing the compiler and without a wrapper around each call.
     """
-    assert isinstance(function, FunctionType)
-    eval_frame.set_code_exec_strategy(function.__code__, _AS_IT_IS)
+    skip_frame(function)
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     return function
+
+
+def skip_frame(function: Callable[..., Any]) -> None:
+    """Let torch.compile run a function, and those that it defines, as it is where it is called from code that is not compiled."""
+    assert isinstance(function, FunctionType)
+    for code in (function.__code__, *function.__code__.co_consts):
+        if isinstance(code, CodeType):
+            eval_frame.set_code_exec_strategy(code, _AS_IT_IS)
 
 
 def backend_of(name: str) -> Any:

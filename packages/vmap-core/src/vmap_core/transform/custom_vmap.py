@@ -22,6 +22,7 @@ from ..levels.randomness import drawn, rewinding, snapshot
 from ..rulekit.checked import run_rule
 from ..rulekit.rule import RuleFunction
 from ..torch_compat.mode_stack import pop_mode, push_mode
+from ..torch_compat.one_graph import Transform, applied, show_as
 
 
 class CustomVmap:
@@ -40,6 +41,12 @@ class CustomVmap:
         self.rule = rule
         return rule
 
+    def with_function(self, func: Callable[..., Any]) -> CustomVmap:
+        """Return a copy with another function, such as a recording of it."""
+        copy = CustomVmap(self.func)
+        copy.func, copy.rule, copy.how = func, self.rule, self.how
+        return copy
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """Bind like a function, so that methods can be decorated."""
         return self if instance is None else types.MethodType(self, instance)
@@ -48,16 +55,7 @@ class CustomVmap:
         """Call the function, or its rule where an argument is batched."""
         if self.rule is None:
             return self.func(*args, **kwargs)
-        try:
-            level = pop_mode()
-        except RuntimeError:  # not mapped
-            return self.func(*args, **kwargs)
-        try:
-            if type(level) is Level:
-                return level.table.run_of((self,), self.run_at, Served(self.how))(level, args, kwargs)
-        finally:
-            push_mode(level)
-        return self.func(*args, **kwargs)  # under a mode of the user's
+        return _at_a_level(self, args, kwargs)
 
     def run_at(self, level: Level, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the rule for what is batched at a level, which is off the stack."""
@@ -71,6 +69,35 @@ class CustomVmap:
         assert self.rule is not None
         in_dims = (*in_dims, kw_dims) if kw_dims else in_dims
         return wrap(level, *run_rule(self.rule, function_name(self), level, in_dims, own_args, own_kwargs))
+
+
+def _at_a_level(custom: CustomVmap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the rule of a function at the innermost level, or the function where there is none."""
+    try:
+        level = pop_mode()
+    except RuntimeError:  # not mapped
+        return custom.func(*args, **kwargs)
+    try:
+        if type(level) is Level:
+            return level.table.run_of((custom,), custom.run_at, Served(custom.how))(level, args, kwargs)
+    finally:
+        push_mode(level)
+    return custom.func(*args, **kwargs)  # under a mode of the user's
+
+
+def _seen(custom: CustomVmap, args: Any, kwargs: Any) -> Any:
+    return applied("custom_vmap", custom.func, args, kwargs, (), (custom,), {})
+
+
+def _apply(func: Any, args: Any, kwargs: Any, more: Any, custom: CustomVmap) -> Any:
+    return custom.with_function(func)(*args, **kwargs)
+
+
+def _samples(args: Any, kwargs: Any, more: Any, custom: CustomVmap) -> Any:
+    return args, kwargs
+
+
+show_as(_at_a_level, _seen, {"custom_vmap": Transform(_apply, _samples)})
 
 
 def _unbatched(level: Level, out: Any, values: list[Any]) -> Any:
