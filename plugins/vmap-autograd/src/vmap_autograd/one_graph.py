@@ -162,7 +162,9 @@ def _jvp_fn(func: Any, args: Any, kwargs: Any, more: Any) -> Any:
     _check(depends, grads, vectors, "linearize")
     traced = Trace(flat, spec, out, None, connected, -1)
     recorded = torch.is_grad_enabled() and (traced.recorded or requires_grad(given))
-    pushed = tree_unflatten(gradients(grads, vectors, given, True, recorded), output_tensors(out, "jvp")[1])
+    pushed = tree_unflatten(
+        gradients(grads, vectors, given, True, recorded, traced.hooks), output_tensors(out, "jvp")[1]
+    )
     return pushed if requires_grad(tangents) else traced.result(pushed)
 
 

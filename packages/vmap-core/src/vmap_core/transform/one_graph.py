@@ -7,7 +7,8 @@ from typing import Any
 from ..levels import tree as _tree
 from ..levels.level import Randomness
 from ..torch_compat.one_graph import Transform, applied, show_as
-from .vmap import _dims_of_leaves, _mapped_kwargs, vmap
+from .inputs import dims_of_leaves, mapped_kwargs
+from .vmap import vmap
 
 
 def _seen(func: Any, in_dims: Any = 0, out_dims: Any = 0, randomness: Randomness = "error", **options: Any) -> Any:
@@ -28,13 +29,13 @@ def _samples(
     axis_size: Any = None, **options: Any,
 ) -> Any:  # fmt: skip
     """Return arguments as the function sees them for one sample."""
-    mapped_kwargs = _mapped_kwargs(kw_in_dims or {}, None, kwargs)
-    trees = [(args, in_dims), *[(mapped_kwargs, kw_in_dims)][: bool(kw_in_dims)]]
+    by_name = mapped_kwargs(kw_in_dims or {}, None, kwargs)
+    trees = [(args, in_dims), *[(by_name, kw_in_dims)][: bool(kw_in_dims)]]
     done = []
     for tree, dims in trees:
         leaves: list[Any] = []
         spec = _tree.flatten(tree, leaves)
-        flat = _dims_of_leaves(None, "in_dims", dims, tree, spec, leaves)
+        flat = dims_of_leaves(None, "in_dims", dims, tree, spec, leaves, [])
         done.append(_tree.unflatten(spec, iter([_first(x, d) for x, d in zip(leaves, flat, strict=True)])))
     return done[0], {**kwargs, **(done[1] if kw_in_dims else {})}
 

@@ -21,6 +21,7 @@ from ..levels.stack import modes, restore
 from ..levels.tensor import BatchedTensor
 from ..rulekit.packs import current_table
 from ..torch_compat.bindings import emitter
+from ..torch_compat.eval_frame import graph_break
 from ..torch_compat.mode_stack import EnableTorchFunction, mode_at, overrides_off, pop_mode, push_mode
 from ..torch_compat.tensors import TensorBase
 from .chunking import is_whole, run_in_chunks
@@ -129,6 +130,8 @@ def vmap(
         return out if first is None else first.checked(out)
 
     wrapped.__vmap__ = (func, in_dims, out_dims, randomness, axis_size, kw_in_dims or {})  # type: ignore[attr-defined]
+    if control_flow != "error":  # no graph holds it
+        return graph_break(wrapped)
     options = {
         "chunk_size": chunk_size, "axis_size": axis_size, "kw_in_dims": kw_in_dims, "memory_budget": memory_budget,
         "progress": progress,
