@@ -41,6 +41,10 @@ def helper(a, k):
     return -a
 
 
+def pick(a):
+    return a if a[0] > 0 else a[:2]
+
+
 def writer(a, out):
     if a[0] > a[1]:
         a.add_(0.5)
@@ -65,7 +69,7 @@ STATEMENTS = (
     "box.v = a", "box.n += k % 2", "box = Box(b)", "d['x'] = a", "d['y'] = k", "i2 = a.argmax()", "a[i2] = 0.25", "b[k % 3] += 1",
     "w2 = a[:2]", "w2.mul_(0.5)", "c.t()[0].add_(b)", "writer(a, lst)", "a = a.clone()", "e = lst", "e.append(b[0])", "k, s = k // 2, s * 0.5",
     "lst = lst[:2]", "b = a", "n += 1", "c = c.t()", "a = c[:, 0]", "x0.add_(1)", "k = len(lst)", "b[:k % 3].add_(s)", "assert k > -100",
-    "f = lambda t: t * k0", "b = f(b)", "u = a[a > 0]", "b = b + u.sum()", "k = k + len(u)",
+    "lst.append(helper(a, k).sum())", "lst.insert(k % 2, pick(a).sum())", "f = lambda t: t * k0", "b = f(b)", "u = a[a > 0]", "b = b + u.sum()", "k = k + len(u)",
 )  # fmt: skip
 
 

@@ -11,3 +11,5 @@ higher_order: Any = torch.ops.higher_order
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 DisableTorchFunction: Any = torch._C.DisableTorchFunction
+AT_ONCE = {"torch._tensor", "torch.functional", "torch.nn.functional", "torch.overrides", "torch._ops"}
+"""Modules of PyTorch whose functions do nothing before they read a value: they may be called again."""

@@ -115,6 +115,29 @@ def iterators(x):
     return total + sum(v for v in x)
 
 
+def ranges(x):
+    k = int(x.abs().sum())
+    found = [7]
+    found.extend(iter(range(k)))
+    found += list(range(k, 9, 2))
+    for i in reversed(range(3)):
+        if x[i] > 0:
+            found.append(i)
+    return x * sum(found) + len(found)
+
+
+def methods_of_lists(x):
+    def pick(x):
+        return x * 2 if x[0] > 0 else x[:2]
+
+    out, d = [x], {}
+    out.append(pick(x).sum())
+    out.insert(int(x.abs().sum()) % 2, x.sum())
+    d.update({"a": pick(x)})
+    d.setdefault("b", []).append(len(d["a"]))
+    return sum(v.sum() for v in out) + out[-1].sum() + len(d["a"]) + d["b"][0]
+
+
 def objects(x):
     box = Box(x)
     box.grow(x).grow(-x).grow(x * 2)
@@ -217,7 +240,7 @@ class Net(torch.nn.Module):
 
 NET = Net()
 ON_VECTORS = (
-    branches, newton, breaks, numbers, huge, sizes, lists, iterators, objects, views, made, again, gradients, contexts, decorated,
+    branches, newton, breaks, numbers, huge, sizes, lists, iterators, ranges, methods_of_lists, objects, views, made, again, gradients, contexts, decorated,
     inner_functions, asserts, by_library, NET,
 )  # fmt: skip
 

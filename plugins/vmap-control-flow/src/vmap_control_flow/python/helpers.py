@@ -43,6 +43,10 @@ class RangeIterator:
         """Return itself."""
         return self
 
+    def __length_hint__(self) -> int:
+        """Return how many are left: samples part here, and not half way through what takes them all."""
+        return int(self.length - self.taken)
+
     def __next__(self) -> Any:
         """Return the next number of each sample."""
         if self.taken < self.length:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from .._torch import AT_ONCE
 from .parting import Part, Results, place_in
 from .program import Program
 from .steps import MARK
@@ -35,7 +36,6 @@ def place_of(part: Part, run: Any, program: Program) -> tuple[int, dict[str, Any
 
 
 _OWN = __name__.partition(".")[0]
-_TORCHS = {"torch._tensor", "torch.functional", "torch.nn.functional", "torch.overrides", "torch._ops"}
 
 
 def between(part: Part, trace: Any) -> str:
@@ -43,7 +43,7 @@ def between(part: Part, trace: Any) -> str:
     while trace is not None:
         name = trace.tb_frame.f_globals.get("__name__", "")
         ours = name.startswith(_OWN) or (name.partition(".")[0] == "vmap_core" and not isinstance(part, Results))
-        if not ours and (name not in _TORCHS or isinstance(part, Results)):
+        if not ours and (name not in AT_ONCE or isinstance(part, Results)):
             code = trace.tb_frame.f_code
             return f"{code.co_name}, called there, cannot be run in steps"
         trace = trace.tb_next

@@ -10,7 +10,16 @@ import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import CellType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CellType,
+    CodeType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
 
 import torch
@@ -31,6 +40,7 @@ _ITERATORS: set[type] = {type(iter(x)) for x in _ITERABLES} | {
 _SEQUENCES: dict[type, Callable[[Any, list[Any]], None]] = {
     list: list.extend, deque: deque.extend, set: set.update,
 }  # fmt: skip
+_BUILTIN = {BuiltinMethodType, MethodWrapperType}
 _HEAP_TYPE = 1 << 9
 
 
@@ -70,6 +80,9 @@ def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
         return (kind,), [x.start, x.stop, x.step]
     if kind is MethodType:
         return (kind, x.__func__), [x.__self__]
+    if kind in _BUILTIN:  # a list's append, a function of a module
+        of = x.__self__
+        return None if of is None or isinstance(of, ModuleType | type) else ((kind, x.__name__), [of])
     if kind is partial:
         return (kind, len(x.args), tuple(x.keywords)), [x.func, *x.args, *x.keywords.values()]
     if kind is FunctionType:
@@ -157,6 +170,8 @@ def _remade(x: Any, values: list[Any]) -> Any:
         return slice(*values)
     if kind is MethodType:
         return MethodType(x.__func__, values[0])
+    if kind in _BUILTIN:
+        return getattr(values[0], x.__name__)
     if kind is partial:
         n = len(x.args)
         return partial(values[0], *values[1 : n + 1], **dict(zip(x.keywords, values[n + 1 :], strict=True)))
