@@ -35,7 +35,7 @@ from .parting import Part, Results, Returned, raise_part
 from .places import place_of
 from .program import Program, program_of, with_code
 from .source import NotSplitError
-from .structure import Copier, contents, is_mutable, tensors_in
+from .structure import Copier, contents, is_mutable, note_made, tensors_in
 
 _NUMBERS: dict[Any, Any] = {int: int, float: float, bool: bool}
 
@@ -68,7 +68,7 @@ def call(f: Any, /, *args: Any, **kwargs: Any) -> Any:
     for a in (*args, *kwargs.values()):
         if holds(a):
             return _with_numbers(f, args, kwargs)
-    return f(*args, **kwargs)
+    return note_made(f(*args, **kwargs)) if isinstance(f, type) else f(*args, **kwargs)
 
 
 def _with_numbers(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,6 +113,8 @@ def _is_users(f: FunctionType) -> bool:
     from vmap_core.errors import internal_modules
 
     top = str(f.__globals__.get("__name__", "")).partition(".")[0]
+    if f.__code__.co_filename.startswith("<doctest"):  # of any module
+        return True
     return top not in internal_modules and (top not in sys.stdlib_module_names or top == "__main__")
 
 

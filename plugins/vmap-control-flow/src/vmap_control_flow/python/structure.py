@@ -6,7 +6,9 @@ function is left as it is: objects that hold no tensor of a sample.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -40,6 +42,7 @@ _ITERATORS: set[type] = {type(iter(x)) for x in _ITERABLES} | {
 _SEQUENCES: dict[type, Callable[[Any, list[Any]], None]] = {
     list: list.extend, deque: deque.extend, set: set.update,
 }  # fmt: skip
+_VIEWS = {type({}.keys()), type({}.values()), type({}.items())}
 _BUILTIN = {BuiltinMethodType, MethodWrapperType}
 _HEAP_TYPE = 1 << 9
 
@@ -51,7 +54,10 @@ def is_mutable(x: Any) -> bool:
 
 
 def _is_plain(x: Any) -> bool:
-    """Tell whether a value is an object of a Python class whose state is its attributes."""
+    """Tell whether a value is an object of a Python class whose state is its attributes, and that is the function's own.
+
+    It was made by the function, or holds tensors of samples; any other may be known elsewhere, and is shared.
+    """
     kind = type(x)
     if (
         kind in _ATOMS
@@ -59,7 +65,34 @@ def _is_plain(x: Any) -> bool:
         or not hasattr(x, "__dict__")
     ):
         return False
-    return all(t is object or t.__flags__ & _HEAP_TYPE for t in kind.__mro__)
+    if (
+        kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or hasattr(kind, "__copy__")
+    ):
+        return False
+    if not all(t is object or t.__flags__ & _HEAP_TYPE for t in kind.__mro__):
+        return False
+    return id(x) in _made or any(map(_holds_samples, x.__dict__.values()))
+
+
+def _holds_samples(x: Any) -> bool:
+    kind = type(x)
+    if kind is list or kind is tuple:
+        return any(map(_holds_samples, x))
+    return any(map(_holds_samples, x.values())) if kind is dict else kind is BatchedTensor or kind is PerSample
+
+
+_made: dict[int, Any] = {}
+
+
+def note_made(x: Any) -> Any:
+    """Return an object, which is known from now on as one that was made by a function that runs in steps."""
+    if hasattr(x, "__dict__"):
+        with contextlib.suppress(TypeError):  # it cannot be referred to weakly
+            key = id(x)
+            _made[key] = weakref.ref(x, lambda _: _made.pop(key, None))
+    return x
 
 
 def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
@@ -91,11 +124,24 @@ def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
     if kind in _ITERATORS:
         _, args, *state = x.__reduce__()
         return (kind, *state), list(args)
-    if kind is GeneratorType:
+    if kind is GeneratorType or kind in _VIEWS:
         return (kind, id(x)), []
+    if kind is bytearray or _is_array(x):
+        return (kind, bytes(x), getattr(x, "shape", None)), []
     if _is_plain(x):
         return (kind, tuple(x.__dict__)), list(x.__dict__.values())
     return None
+
+
+def _is_array(x: Any) -> bool:
+    kind = type(x)
+    return kind.__module__ == "numpy" and kind.__name__ == "ndarray"
+
+
+def _changes(x: Any) -> bool:
+    """Tell whether a value without a shell can be changed all the same, or moves on."""
+    kind = type(x)
+    return kind in _ITERATORS or kind in _VIEWS or kind is GeneratorType or kind is bytearray or _is_array(x)
 
 
 class _Empty:
@@ -128,7 +174,7 @@ def _shell(x: Any) -> Any:
         made.__kwdefaults__ = x.__kwdefaults__
         made.__dict__.update(x.__dict__)
         return made
-    return object.__new__(kind) if _is_plain(x) else None
+    return note_made(object.__new__(kind)) if _is_plain(x) else None
 
 
 def _cleared(x: Any) -> Any:
@@ -155,11 +201,14 @@ def fill(shell: Any, like: Any, values: Sequence[Any]) -> None:
 def _remade(x: Any, values: list[Any]) -> Any:
     """Return a value of an immutable kind, or an iterator, with other values in it."""
     kind = type(x)
-    if kind is GeneratorType:
+    if kind is GeneratorType or kind in _VIEWS:
+        what = f"a generator ({x.__name__})" if kind is GeneratorType else f"what {kind.__name__[5:]}() of a dict gives"
         raise UnsupportedError(
-            f"vmap: a generator ({x.__name__}) is half run, at {user_location()}, where samples part: it cannot be run for some of them. "
-            f"Instead: take its values into a list first."
+            f"vmap: {what} is kept, at {user_location()}, where samples part: it cannot be had for some of them. Instead: take its "
+            f"values into a list first."
         )
+    if kind is bytearray or _is_array(x):
+        return x.copy()
     if kind in _ITERATORS:
         func, _, *state = x.__reduce__()
         made = func(*values)
@@ -223,11 +272,7 @@ class Copier:
                 fill(new, x, [self(v) for v in inside[1]])
             else:
                 values = [self(v) for v in inside[1]]
-                same = (
-                    kind not in _ITERATORS
-                    and kind is not GeneratorType
-                    and all(a is b for a, b in zip(values, inside[1], strict=True))
-                )
+                same = not _changes(x) and all(a is b for a, b in zip(values, inside[1], strict=True))
                 new = x if same else _remade(x, values)
         self.memo[id(x)] = new
         self.kept.append(x)  # so that its id stays its own
