@@ -1,6 +1,8 @@
 """``vmap(f, control_flow="split")`` against the loop: what Python's control flow, numbers, lists and objects do by sample."""
 
+import contextlib
 import enum
+import heapq
 import math
 import warnings
 
@@ -244,6 +246,38 @@ def by_library(x):
     return torch.stack(sorted(x, key=lambda v: v))
 
 
+def unpacks(x):
+    i, a, n = 0, [1.0, 2.0, 3.0], int(x[0])
+    a[i], i = 5.0, 2
+    z = torch.zeros(3, dtype=x.dtype)
+    y = z
+    y += n
+    if x[0] > 0:
+        y -= n * 2
+    del (a[0], a[0])
+    n += (n := 3)
+    d = {str(4): 1}
+    q, r = divmod(n, 3)
+    return z + a[0] + i + n + d.get(str(n), 0) + q * r + (type(n) is int)
+
+
+class Count:
+    def __init__(self):
+        self.n = 0
+
+    def bump(self, x):
+        if x.sum() > 0:
+            self.n += 1
+
+
+def counted(x):
+    c = Count()
+    c.bump(x)
+    c.bump(-x)
+    c.bump(x + 1)
+    return x + c.n
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -257,7 +291,7 @@ class Net(torch.nn.Module):
 
 NET = Net()
 ON_VECTORS = (
-    branches, newton, breaks, numbers, huge, sizes, lists, iterators, ranges, methods_of_lists, others, objects, views, made, again, gradients, contexts, decorated,
+    branches, newton, breaks, numbers, huge, sizes, lists, iterators, ranges, methods_of_lists, others, objects, unpacks, counted, views, made, again, gradients, contexts, decorated,
     inner_functions, asserts, by_library, NET,
 )  # fmt: skip
 
@@ -312,6 +346,19 @@ def test_gradients_outside_and_inside():
     torch.testing.assert_close(found, expected)
     per_sample = vmap(grad(newton), control_flow="split")(X)
     torch.testing.assert_close(per_sample, expected)
+
+
+def test_parting_under_no_grad_keeps_graphs():
+    def f(x):
+        box = Box(x * 2)
+        with torch.no_grad():
+            box.grow(x)
+        return box.v.sum()
+
+    a, b = X.clone().requires_grad_(), X.clone().requires_grad_()
+    vmap(f, control_flow="split")(a).sum().backward()
+    loop(f, b).sum().backward()
+    assert torch.equal(a.grad, b.grad)
 
 
 def test_only_the_samples_that_take_a_branch_run_it():
@@ -485,7 +532,7 @@ def locked(x):
     [
         (raising, ValueError, "not positive"),
         (catching, DataDependentError, "that of some samples only"),
-        (in_try, DataDependentError, "it is in a try statement"),
+        (in_try, DataDependentError, "it is in a try statement|catches all"),
         (generator, UnsupportedError, "take its values into a list"),
         (held, UnsupportedError, r"items\(\) of a dict"),
         (counts, DataDependentError, "nonlocal variable|sets a variable"),
@@ -496,6 +543,71 @@ def locked(x):
 )
 def test_errors_say_why_samples_cannot_part(f, error, text):
     with pytest.raises(error, match=text):
+        vmap(f, control_flow="split")(X)
+
+
+def test_closures_that_are_made_inside_are_of_the_sample():
+    def f(x):
+        found, table = [], {"n": 0}
+
+        def note(v):
+            if v.sum() > 0:
+                found.append(v)
+                table["n"] += 2
+
+        note(x)
+        note(-2 * x)
+        return x + len(found) + table["n"] + (found[-1] if found else 0)
+
+    same(f, X)
+
+
+def swallows(x):
+    try:
+        y = x * 2 if x.sum() > 0 else -x
+    except:  # noqa: E722
+        y = x * 0
+    return y
+
+
+def ends(x):
+    y = x * 0
+    try:
+        if x.sum() > 0:
+            y = x
+    finally:
+        return y  # noqa: B012
+
+
+def suppresses(x):
+    y = x
+    with contextlib.suppress(ValueError):
+        y = raising(x)
+    return y
+
+
+def of_some(x):
+    try:
+        return x + 10 / int(x[0])
+    except ZeroDivisionError:
+        return x
+
+
+def pops(x):
+    q = [1, 2, 3]
+    return x + len(f"{q.pop()} {int(x[0])}") + len(q)
+
+
+def taken(x):
+    h = []
+    for v in x:
+        heapq.heappush(h, v)
+    return h[0]
+
+
+@pytest.mark.parametrize("f", [swallows, ends, suppresses, of_some, pops, taken], ids=lambda f: f.__name__)
+def test_what_would_be_lost_or_done_twice_is_an_error(f):
+    with pytest.raises(DataDependentError, match="control_flow='split'"):
         vmap(f, control_flow="split")(X)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+from collections import deque
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -28,14 +30,14 @@ from vmap_core.extend import (
 from ..fork import Fork
 from . import steps
 from .groups import restored
-from .helpers import END, Range, caught, entered, following, get, iterator, put
+from .helpers import END, Range, RangeIterator, augmented, caught, contains, entered, following, get, iterator, put
 from .machine import Machine
 from .numbers import KEEPS, PURE, PerSample, elementwise, first_of, holds, item, number
 from .parting import Part, Results, Returned, raise_part
 from .places import place_of
 from .program import Program, program_of, with_code
 from .source import NotSplitError
-from .structure import Copier, contents, is_mutable, note_made, tensors_in
+from .structure import Copier, contents, is_mutable, is_unknown, note_made, tensors_in
 
 _NUMBERS: dict[Any, Any] = {int: int, float: float, bool: bool}
 
@@ -68,13 +70,46 @@ def call(f: Any, /, *args: Any, **kwargs: Any) -> Any:
     for a in (*args, *kwargs.values()):
         if holds(a):
             return _with_numbers(f, args, kwargs)
-    return note_made(f(*args, **kwargs)) if isinstance(f, type) else f(*args, **kwargs)
+    if isinstance(f, type):
+        return note_made(f(*args, **kwargs))
+    try:
+        return f(*args, **kwargs)
+    except Part as part:
+        why = _half_done(f, args)
+        if not why:
+            raise
+        raise part.as_error(why) from None
+
+
+def _half_done(f: Any, args: tuple[Any, ...]) -> str:
+    """Say why a call in which samples part cannot be made again for each group; "" if it can."""
+    name = getattr(f, "__name__", type(f).__name__)
+    inner: Any = getattr(f, "__func__", f)
+    if type(inner) is FunctionType:
+        found = program_of(inner) if _is_users(inner) else None
+        return f"{name}: {found}" if isinstance(found, NotSplitError) else ""  # else its frame tells
+    owner = getattr(f, "__self__", None)
+    known = (
+        isinstance(owner, torch.Tensor | list | dict | set | tuple | str | range)
+        or str(getattr(f, "__module__", "") or "").startswith("torch")
+        or (getattr(f, "__hash__", None) is not None and f in _REPEATABLE)
+    )
+    if known and not any(_moves_on(a) for a in args):
+        return ""
+    return f"{name}, called there, is half done"
+
+
+def _moves_on(a: Any) -> bool:
+    return hasattr(type(a), "__next__") and not isinstance(a, torch.Tensor | RangeIterator)
+
+
+_REPEATABLE = PURE | KEEPS | {sorted, sum, any, all, range, print, getattr, hasattr, next, type}
 
 
 def _with_numbers(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function that has no steps, with numbers that differ from sample to sample among its arguments."""
     if getattr(f, "__hash__", None) is not None and not kwargs:
-        if f in PURE and not any(isinstance(a, torch.Tensor) for a in args):
+        if f in PURE and not any(isinstance(a, torch.Tensor | list | tuple | dict) for a in args):
             return elementwise(f, args)
         if f is range:
             return Range(*args)
@@ -249,6 +284,16 @@ def _of_all(level: Level, part: Part) -> Any:
     return of
 
 
+def _free(f: FunctionType) -> dict[str, Any]:
+    """Return the variables that an inner function has from around it, but for itself, by name."""
+    found = {}
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it is empty yet
+            if cell.cell_contents is not f:
+                found[name] = cell.cell_contents
+    return found
+
+
 def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any]]:
     """Return what a function has from around it: the ids of what groups share, and the objects that they have their own of.
 
@@ -268,9 +313,12 @@ def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any
             return False
         seen[id(x)] = False
         found = [visit(v, is_given) for v in inside[1]]
-        own = any(found) or (is_given and type(x) in (list, dict, set))
+        plain = is_mutable(x)
+        kind = type(x)
+        builtin = kind in (list, dict, set, deque) or isinstance(x, dict)
+        own = any(found) or (plain and (not builtin or is_given))
         seen[id(x)] = own
-        if is_mutable(x):
+        if plain or is_unknown(x):
             if own:
                 outer.append(x)
             else:
@@ -279,16 +327,29 @@ def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any
 
     for x in args:
         visit(x, True)
+    made_here = f.__code__ not in _entered  # what is around it, by a function that is mapped, too
+    free = _free(f) if made_here else {}
+    known = set(map(id, free.values()))
     for x in values_around(f):
-        visit(x, False)
-    return shared, outer
+        visit(x, made_here and id(x) in known)
+    return shared, [free, *outer]
 
 
 HELPERS: dict[str, Any] = {
     steps.CALL: call, steps.GET: get, steps.SET: put, steps.ITEM: item, steps.ITER: iterator,
     steps.NEXT: following, steps.END: END, steps.ENTER: entered, steps.CAUGHT: caught, steps.SLICE: slice,
-    "_vmap_locals": locals,
+    steps.AUGMENTED: augmented, steps.CONTAINS: contains, "_vmap_locals": locals,
 }  # fmt: skip
+
+
+_entered: list[Any] = []
+"""The code of functions that are running by `split`: what is around them comes from outside."""
+
+
+def _code_of(f: Any) -> Any:
+    while isinstance(f, partial):
+        f = f.func
+    return getattr(getattr(f, "__func__", f), "__code__", None)
 
 
 def split(func: Any) -> Any:
@@ -326,6 +387,8 @@ def split(func: Any) -> Any:
         levels = current_levels()
         if not levels:
             return func(*args, **kwargs)
+        code = _code_of(func)
+        _entered.append(code)
         before = [level.part for level in levels]
         for level in levels:  # those further out, too: a condition may depend on their samples only
             level.part = raise_part
@@ -334,6 +397,7 @@ def split(func: Any) -> Any:
         except Part as part:
             error = part.as_error()
         finally:
+            _entered.remove(code)
             for level, was in zip(levels, before, strict=True):
                 level.part = was
         raise error

@@ -12,6 +12,8 @@ from .source import Node, NotSplitError
 from .steps import (
     CALL,
     CAUGHT,
+    CONTAINS,
+    ENTER,
     GET,
     ITEM,
     MARK,
@@ -35,6 +37,7 @@ class Expressions:
             body: the other one: the statements of the block that the walk is in.
         within: the variables that hold the contexts around.
         loops: where ``break`` and ``continue`` go, innermost last.
+        whole: why samples cannot part in the next step; "" if they can.
         at: the statement that the walk is in.
         line: what tells the line of the next step.
     """
@@ -47,6 +50,7 @@ class Expressions:
     within: tuple[str, ...] = ()
     loops: list[tuple[Label, Label]] = field(default_factory=list)
     made: int = 0
+    whole: str = ""
     at: Any = None
     line: Any = None
 
@@ -57,7 +61,8 @@ class Expressions:
         ast.copy_location(node, self.line)
         self.mark()
         self.body.append(node)
-        self.steps.append(Step("do", node, within=self.within, whole=whole))
+        self.steps.append(Step("do", node, within=self.within, whole=whole or self.whole))
+        self.whole = ""
 
     def mark(self) -> None:
         """Say in the other form which step comes."""
@@ -134,7 +139,7 @@ class Expressions:
                 self.branch(self.own(test), lambda: self.into(name, body), lambda: self.into(name, orelse))
             case ast.Compare(left, [op, *ops], [right, *others]) if ops:
                 a, b = self.atom(left), self.atom(right)
-                self.do(assigned(name, ast.Compare(a, [op], [b])))
+                self.do(assigned(name, compared(a, b, op)))
                 further = ast.copy_location(ast.Compare(b, ops, others), e)
                 self.branch(loaded(name), lambda: self.into(name, further), nothing)
             case _:
@@ -169,7 +174,7 @@ class Expressions:
                 return ast.UnaryOp(op, self.atom(operand))
             case ast.Compare(left, [op], [right]):
                 a, b = self.atoms([left, right])
-                return ast.Compare(a, [op], [b])
+                return compared(a, b, op)
             case ast.Call():
                 return self.call(e)
             case ast.Attribute(value, name):
@@ -214,7 +219,9 @@ class Expressions:
         return ast.Call(loaded(CALL), [func, *args], named)
 
     def opaque(self, e: Any) -> Any:
-        """Return an expression or statement as it is, but with calls that `calls` makes."""
+        """Return an expression or statement as it is, but with calls that `calls` makes; these cannot be made twice."""
+        if any(isinstance(x, ast.Call) for x in ast.walk(e)):
+            self.whole = "it is in a comprehension or a format string"
         return _Calls(self).visit(e)
 
     @property
@@ -250,6 +257,17 @@ class _Calls(ast.NodeTransformer):
         node.body.insert(0, ast.copy_location(ast.Expr(called(CAUGHT)), node))
         return node
 
+    def visit_Try(self, node: ast.Try) -> Any:
+        node = self.generic_visit(node)  # type: ignore[assignment]
+        if node.finalbody:
+            node.finalbody.insert(0, ast.copy_location(ast.Expr(called(CAUGHT)), node))
+        return node
+
+    def visit_withitem(self, node: ast.withitem) -> Any:
+        node = self.generic_visit(node)  # type: ignore[assignment]
+        node.context_expr = ast.copy_location(called(ENTER, node.context_expr), node.context_expr)
+        return node
+
     def _alone(self, node: Any) -> Any:
         return node
 
@@ -258,3 +276,11 @@ class _Calls(ast.NodeTransformer):
 
 def nothing() -> None:
     """Add no step."""
+
+
+def compared(a: ast.expr, b: ast.expr, op: ast.cmpop) -> ast.expr:
+    """Return a comparison of variables."""
+    if isinstance(op, ast.In | ast.NotIn):
+        found = called(CONTAINS, a, b)
+        return found if isinstance(op, ast.In) else ast.UnaryOp(ast.Not(), found)
+    return ast.Compare(a, [op], [b])

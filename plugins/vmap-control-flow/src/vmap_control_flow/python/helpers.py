@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
@@ -11,6 +12,8 @@ from vmap_core import DataDependentError, UnsupportedError
 from vmap_core.extend import make_batched, user_location
 
 from .numbers import PerSample, beside, elementwise, holds
+from .parting import Part
+from .structure import note_made
 
 
 class Range:
@@ -18,6 +21,7 @@ class Range:
 
     def __init__(self, *args: Any) -> None:
         """Take what ``range`` takes."""
+        note_made(self)
         self.start, self.stop, self.step = (0, *args, 1) if len(args) == 1 else (*args, 1) if len(args) == 2 else args
 
     def __iter__(self) -> RangeIterator:
@@ -37,6 +41,7 @@ class RangeIterator:
     """What gives its numbers: samples share a counter, and part where one of them is at its end."""
 
     def __init__(self, of: Range) -> None:
+        note_made(self)
         self.start, self.step, self.length, self.taken = of.start, of.step, of.length(), 0
 
     def __iter__(self) -> RangeIterator:
@@ -66,7 +71,36 @@ END = object()
 
 def following(x: Any) -> Any:
     """Return ``next(x)``, or what stands for its end."""
-    return next(x, END)
+    if type(x) is RangeIterator:
+        return next(x, END)
+    try:
+        return next(x, END)
+    except Part as part:
+        raise part.as_error(f"what a {type(x).__name__} has taken for it would be lost") from None
+
+
+def augmented(name: str, x: Any, value: Any) -> Any:
+    """Return what ``x op= value`` gives."""
+    if type(value) is PerSample and isinstance(x, torch.Tensor):
+        given = (
+            beside(getattr(operator, name[1:], None), x, value)
+            if name[1:] in ("add", "sub", "mul", "truediv")
+            else None
+        )
+        if given is None:
+            raise value.part("a number beside a tensor")
+        value = given[1]
+    return getattr(operator, name)(x, value)
+
+
+def contains(x: Any, container: Any) -> Any:
+    """Return ``x in container``."""
+    if isinstance(container, torch.Tensor) or not hasattr(container, "__next__"):
+        return x in container
+    try:
+        return x in container
+    except Part as part:
+        raise part.as_error(f"what a {type(container).__name__} has taken for it would be lost") from None
 
 
 def get(x: Any, index: Any) -> Any:
@@ -117,7 +151,10 @@ class Once:
 
     def __exit__(self, *error: Any) -> Any:
         """Leave it."""
-        return self.context.__exit__(*error)
+        swallowed = self.context.__exit__(*error)
+        if swallowed:
+            look_at(error[1])
+        return swallowed
 
 
 _AGAIN = (torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast, torch.device)
@@ -129,12 +166,18 @@ def entered(context: Any) -> Any:
 
 
 def caught() -> None:
-    """Look at the error that the user's code has caught.
+    """Look at the error that the user's code has caught, or goes on with."""
+    look_at(sys.exc_info()[1])
+
+
+def look_at(error: Any) -> None:
+    """Look at an error that goes no further.
 
     Raises:
-        DataDependentError: only some samples raise it.
+        DataDependentError: samples would part there, or only some of them raise it.
     """
-    error = sys.exc_info()[1]
+    if isinstance(error, Part):
+        raise error.as_error("code around it catches all that is raised") from None
     if getattr(error, "_vmap_of_some", False):
         raise DataDependentError(
             f"vmap: a {type(error).__name__}, caught at {user_location()}, is that of some samples only, which have parted "

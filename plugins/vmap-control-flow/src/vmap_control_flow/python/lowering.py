@@ -14,7 +14,7 @@ from typing import Any
 
 from .expressions import Expressions, nothing
 from .source import NotSplitError
-from .steps import END, ENTER, GET, ITER, NEXT, SELF, SET, Label, Step, assigned, called, loaded, stored
+from .steps import AUGMENTED, END, ENTER, GET, ITER, NEXT, SELF, SET, Label, Step, assigned, called, loaded
 
 
 class Lowering(Expressions):
@@ -54,7 +54,10 @@ class Lowering(Expressions):
 
     def on_FunctionDef(self, s: ast.FunctionDef | ast.ClassDef) -> None:
         """A definition, as it is."""
-        self.do(s)
+        around: list[Any] = list(s.decorator_list)
+        around += [*s.args.defaults, *s.args.kw_defaults] if isinstance(s, ast.FunctionDef) else [s]
+        calls = any(isinstance(x, ast.Call) for e in around if e is not None for x in ast.walk(e))
+        self.do(s, whole="it is in what a definition computes" if calls else "")
 
     on_ClassDef = on_FunctionDef
 
@@ -94,35 +97,39 @@ class Lowering(Expressions):
             case ast.Subscript(of, index):
                 self.do(ast.Expr(called(SET, *self.atoms([of, index]), value)))
             case ast.Tuple(elements) | ast.List(elements):
-                later, names = [], []
-                for element in elements:
-                    starred = isinstance(element, ast.Starred)
-                    inner: Any = element.value if isinstance(element, ast.Starred) else element
-                    if not isinstance(inner, ast.Name):
-                        later.append((inner, self.variable()))
-                        inner = ast.Name(later[-1][1], ast.Store())
-                    names.append(ast.Starred(inner, ast.Store()) if starred else inner)
-                self.do(ast.Assign([ast.Tuple(names, ast.Store())], value))
-                for inner, name in later:
-                    self.store(inner, loaded(name))
+                inner = [x.value if isinstance(x, ast.Starred) else x for x in elements]
+                plain = all(isinstance(x, ast.Name) for x in inner)
+                names: list[Any] = [x if plain else ast.Name(self.variable(), ast.Store()) for x in inner]
+                given = [
+                    ast.Starred(n, ast.Store()) if isinstance(x, ast.Starred) else n
+                    for x, n in zip(elements, names, strict=True)
+                ]
+                self.do(ast.Assign([ast.Tuple(given, ast.Store())], value))
+                for x, n in [] if plain else zip(inner, names, strict=True):  # one after the other, as Python does
+                    self.store(x, loaded(n.id))
             case _:
                 raise NotSplitError(f"it assigns to a {type(target).__name__}")
 
     def on_AugAssign(self, s: ast.AugAssign) -> None:
         """``target += value``."""
         match s.target:
-            case ast.Name():
-                self.do(ast.AugAssign(s.target, s.op, self.atom(s.value)))
+            case ast.Name(name):
+                now = loaded(name)
+                if any(isinstance(x, ast.NamedExpr) for x in ast.walk(s.value)):
+                    now = loaded(self.variable())
+                    self.do(assigned(now.id, loaded(name)))
+                self.do(assigned(name, augmented(now, s.op, self.atom(s.value))))
             case ast.Attribute(of, name):
                 of, name = self.atom(of), self.mangled(name)
-                now = self.atom(ast.Attribute(of, name, ast.Load()))
-                self.do(ast.AugAssign(stored(now), s.op, self.atom(s.value)))
+                now = loaded(self.variable())
+                self.do(assigned(now.id, ast.Attribute(of, name, ast.Load())))
+                self.do(assigned(now.id, augmented(now, s.op, self.atom(s.value))))
                 self.do(ast.Assign([ast.Attribute(of, name, ast.Store())], now))
             case ast.Subscript(of, index):
                 of, index = self.atoms([of, index])
                 now = loaded(self.variable())
                 self.do(assigned(now.id, called(GET, of, index)))
-                self.do(ast.AugAssign(stored(now), s.op, self.atom(s.value)))
+                self.do(assigned(now.id, augmented(now, s.op, self.atom(s.value))))
                 self.do(ast.Expr(called(SET, of, index, now)))
 
     def on_Delete(self, s: ast.Delete) -> None:
@@ -131,6 +138,8 @@ class Lowering(Expressions):
             match target:
                 case ast.Name():
                     self.do(ast.Delete([target]))
+                case ast.Tuple(elements) | ast.List(elements):
+                    self.on_Delete(ast.copy_location(ast.Delete(elements), s))
                 case ast.Subscript(of, index):
                     of, index = self.atoms([of, index])
                     self.do(ast.Delete([ast.Subscript(of, index, ast.Del())]))
@@ -303,3 +312,14 @@ def _jumps(s: ast.stmt) -> bool:
     if isinstance(s, ast.For | ast.While):
         return any(isinstance(x, ast.Return) for x in ast.walk(s))
     return any(_jumps(x) for x in inner)  # type: ignore[arg-type]
+
+
+def augmented(now: ast.expr, op: ast.operator, value: ast.expr) -> ast.expr:
+    """Return what ``now op= value`` gives."""
+    return called(AUGMENTED, ast.Constant(_OPERATORS[type(op)]), now, value)
+
+
+_OPERATORS: dict[type, str] = {
+    ast.Add: "iadd", ast.Sub: "isub", ast.Mult: "imul", ast.Div: "itruediv", ast.FloorDiv: "ifloordiv", ast.Mod: "imod", ast.Pow: "ipow",
+    ast.MatMult: "imatmul", ast.BitAnd: "iand", ast.BitOr: "ior", ast.BitXor: "ixor", ast.LShift: "ilshift", ast.RShift: "irshift",
+}  # fmt: skip

@@ -19,7 +19,7 @@ from vmap_core.extend import BatchedTensor, Level, promote, refuse_writes, rows_
 from .groups import Copy, Group, can_be_written, restored, values_in
 from .parting import Part, Results, Returned
 from .places import place_of, target_of
-from .program import Program, with_code
+from .program import Program, with_code, with_free
 from .structure import part_of, signature, together
 
 
@@ -43,7 +43,7 @@ class Machine:
         self.again: list[Group] = []  # have parted at a step, which they do again
         self.done: list[tuple[Group, Any]] = []
         self.alive: list[Any] = []  # so that ids stay those of what they name
-        self.code: dict[Any, tuple[Callable[..., Any], list[str], int]] = {}
+        self.code: dict[Any, tuple[FunctionType, list[str], int]] = {}
 
     def run(self, step: int, variables: dict[str, Any], outer: list[Any], part: Part | None = None) -> Any:
         """Return what the function returns for all samples.
@@ -114,6 +114,7 @@ class Machine:
         run, names, end = found
         values = [group.variables[name] for name in names]
         try:
+            run = with_free(run, group.outer[0])
             with group.level.pushed():
                 variables = run(*values)
         except Exception as e:

@@ -17,7 +17,7 @@ import torch
 from vmap_core.extend import BatchedTensor, Level, make_batched
 
 from .._torch import DisableTorchFunction
-from .parting import Part
+from .parting import Part, key
 
 
 class PerSample:
@@ -94,7 +94,7 @@ def _per_sample(level: Level, data: Any, bound: int | None) -> Any:
     if type(data) is list:
         kind = type(data[0])
         if any(type(v) is not kind for v in data) or kind not in _DTYPES:
-            return PerSample(level, data)
+            return data[0] if len(set(map(key, data))) == 1 else PerSample(level, data)
         if kind is int and max(map(abs, data)) >= _LIMIT:
             return data[0] if all(v == data[0] for v in data) else PerSample(level, data)
         data = torch.tensor(data, dtype=_DTYPES[kind])
@@ -134,7 +134,14 @@ def elementwise(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     if found is not None:
         return per_sample(level, *found)
     columns = [a.values if type(a) is PerSample else [a] * level.batch_size for a in args]
-    return per_sample(level, [func(*row) for row in zip(*columns, strict=True)])
+    try:
+        out = [func(*row) for row in zip(*columns, strict=True)]
+    except Exception as e:
+        e._vmap_of_some = True  # type: ignore[attr-defined]
+        raise
+    if any(type(v) not in _DTYPES for v in out):  # text, pairs: whoever gets them wants one
+        raise first_of(args).part(f"an argument of {getattr(func, '__name__', func)}")
+    return per_sample(level, out)
 
 
 def _at_once(func: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, int | None] | None:
@@ -175,15 +182,17 @@ def first_of(args: Sequence[Any]) -> PerSample:
     return None  # type: ignore[return-value]
 
 
-def holds(x: Any) -> bool:
+def holds(x: Any, depth: int = 8) -> bool:
     """Tell whether an argument is one of these numbers, or a list, tuple, dict or slice with one in it."""
+    if not depth:
+        return False
     kind = type(x)
     if kind is PerSample:
         return True
     if kind is list or kind is tuple:
-        return any(map(holds, x))
+        return any(holds(v, depth - 1) for v in x)
     if kind is dict:
-        return any(map(holds, x.values()))
+        return any(holds(v, depth - 1) for v in x.values())
     return kind is slice and (holds(x.start) or holds(x.stop) or holds(x.step))
 
 
@@ -311,7 +320,7 @@ _TENSORS: dict[Any, Any] = {
 _DIVIDES = {operator.mod, operator.floordiv}
 
 PURE: set[Any] = _pure(math) | {
-    int, float, bool, complex, str, abs, round, min, max, divmod, pow, isinstance, type, repr, builtins.format, hash, bin, hex, chr,
+    int, float, bool, complex, str, abs, round, min, max, divmod, pow, isinstance, repr, builtins.format, hash, bin, hex, chr,
 }  # fmt: skip
 """Functions of Python that compute with numbers and do nothing else: run for each sample."""
 KEEPS: set[Any] = {list, tuple, set, dict, len, iter, slice, zip, enumerate, reversed, id}

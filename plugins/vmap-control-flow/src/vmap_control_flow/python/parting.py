@@ -44,7 +44,7 @@ class Part(BaseException):
         if isinstance(rows, list):
             found: dict[Any, list[int]] = {}
             for i, answer in enumerate(rows):
-                found.setdefault(_key(answer), []).append(i)
+                found.setdefault(key(answer), []).append(i)
             return [(rows[places[0]], torch.tensor(places)) for places in found.values()]
         if rows.dtype == torch.bool:
             return [(True, rows.nonzero().squeeze(1)), (False, rows.logical_not().nonzero().squeeze(1))]
@@ -98,8 +98,9 @@ def raise_part(x: Any, rows: Any, what: str, error: Callable[[], Exception]) -> 
     answers: Any = None
     if type(rows) is not BatchedTensor:
         answers = rows.detach().cpu().reshape(rows.shape[0], -1)
-        simple = answers.shape[1] == 1 and not answers.is_complex()
-        answers = answers[:, 0] if simple else answers.tolist()
+        answers = answers[:, 0] if answers.shape[1] == 1 else answers.tolist()
+        if not isinstance(answers, list) and answers.is_complex():
+            answers = answers.tolist()
     raise Part(x._level, answers, what, x, error)
 
 
@@ -139,8 +140,8 @@ class Results(Part):
         self.returned, self.outer = returned, outer
 
 
-def _key(answer: Any) -> Any:
+def key(answer: Any) -> Any:
     """Return what is the same where Python would see the same: 1, 1.0 and True are not, nor are 0.0 and -0.0."""
     if isinstance(answer, list | tuple):
-        return (type(answer), *map(_key, answer))
+        return (type(answer), *map(key, answer))
     return type(answer), repr(answer) if isinstance(answer, float | complex) else answer

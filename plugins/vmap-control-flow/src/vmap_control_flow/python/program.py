@@ -41,6 +41,8 @@ class Program:
         self.node = node = copy.deepcopy(node_of(func))
         *_, of_class, _ = ("", "", *func.__qualname__.split("."))
         self.variables = {*code.co_varnames, *code.co_cellvars}
+        if any(isinstance(x, ast.Nonlocal) for x in ast.walk(node)):
+            raise NotSplitError("an inner function sets a variable of its")
         low = Lowering(node, self.variables, "" if of_class == "<locals>" else of_class)
         low.run()
         self.name, self.file, self.free = code.co_name, code.co_filename, code.co_freevars
@@ -145,17 +147,28 @@ class Program:
 
 def _kept(node: Any, code: CodeType) -> str:
     """Say why a function cannot be run in steps: an inner one would not see what its variables become; "" if it can."""
-    if any(isinstance(x, ast.Nonlocal) for x in ast.walk(node)):
-        return "an inner function sets a variable of its"
+    classes = {x.name for x in _own(node) if isinstance(x, ast.ClassDef)}
+    for x in ast.walk(node):
+        if isinstance(x, ast.Attribute) and isinstance(x.ctx, ast.Store) and getattr(x.value, "id", "") in classes:
+            return "it sets an attribute of a class that it defines"
     kept = _free_in_functions(code) & {*code.co_varnames, *code.co_cellvars}
     args = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
     loops = [x for x in _own(node) if isinstance(x, ast.For | ast.While)]
     for name in sorted(kept):
         places = [x for x in _own(node) if name in _names_set(x)]
         looped = any(place is x for loop in loops for x in ast.walk(loop) for place in places)
-        if len(places) + (name in args) > 1 or looped:
+        first = min(
+            (x.lineno, x.col_offset) for x in _own(node) if isinstance(x, ast.Lambda | ast.FunctionDef | ast.ClassDef)
+        )
+        later = any((place.lineno, place.col_offset) > first for place in places)
+        if len(places) + (name in args) > 1 or looped or (later and not _defines(places, name)):
             return f"an inner function uses the variable {name!r}, which is set more than once"
     return ""
+
+
+def _defines(places: list[Any], name: str) -> bool:
+    """Tell whether a variable is an inner function itself."""
+    return all(isinstance(place, ast.FunctionDef | ast.ClassDef) and place.name == name for place in places)
 
 
 def _free_in_functions(code: CodeType) -> set[str]:
@@ -192,6 +205,15 @@ def with_code(code: CodeType, func: FunctionType, helpers: dict[str, Any]) -> Fu
     made = FunctionType(code, func.__globals__, func.__name__, func.__defaults__, cells)
     made.__kwdefaults__ = func.__kwdefaults__
     return made
+
+
+def with_free(run: FunctionType, free: dict[str, Any]) -> FunctionType:
+    """Return a function of a program with a group's own values of variables from around it, by name."""
+    if not free:
+        return run
+    closure = zip(run.__code__.co_freevars, run.__closure__ or (), strict=True)
+    cells = tuple(CellType(free[name]) if name in free else cell for name, cell in closure)
+    return FunctionType(run.__code__, run.__globals__, run.__name__, None, cells)
 
 
 _programs: dict[CodeType, Program | NotSplitError] = {}

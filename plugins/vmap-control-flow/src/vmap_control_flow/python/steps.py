@@ -8,18 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 MARK = "_vmap_step"
-CALL, GET, SET, ITEM, ITER, NEXT, END, ENTER, CAUGHT, SLICE = HELPERS = (
-    "_vmap_call",
-    "_vmap_get",
-    "_vmap_set",
-    "_vmap_item",
-    "_vmap_iter",
-    "_vmap_next",
-    "_vmap_end",
-    "_vmap_enter",
-    "_vmap_caught",
-    "_vmap_slice",
-)
+CALL, GET, SET, ITEM, ITER, NEXT, END, ENTER, CAUGHT, SLICE, AUGMENTED, CONTAINS = HELPERS = (
+    "_vmap_call", "_vmap_get", "_vmap_set", "_vmap_item", "_vmap_iter", "_vmap_next", "_vmap_end", "_vmap_enter", "_vmap_caught",
+    "_vmap_slice", "_vmap_augmented", "_vmap_contains",
+)  # fmt: skip
 SELF = "_vmap_self"  # fmt: skip
 
 
@@ -51,12 +43,6 @@ class Step:
 def loaded(name: str) -> Any:
     """Return the use of a variable."""
     return ast.Name(name, ast.Load())
-
-
-def stored(name: ast.expr) -> Any:
-    """Return a variable as one that is given a value."""
-    assert isinstance(name, ast.Name)
-    return ast.Name(name.id, ast.Store())
 
 
 def assigned(name: str, value: ast.expr) -> ast.stmt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import (
@@ -71,7 +71,7 @@ def _is_plain(x: Any) -> bool:
         or hasattr(kind, "__copy__")
     ):
         return False
-    if not all(t is object or t.__flags__ & _HEAP_TYPE for t in kind.__mro__):
+    if not all(t is object or (t.__flags__ & _HEAP_TYPE and not t.__dict__.get("__slots__")) for t in kind.__mro__):
         return False
     return id(x) in _made or any(map(_holds_samples, x.__dict__.values()))
 
@@ -102,7 +102,7 @@ def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
         return None
     if kind is list or kind is tuple or kind is deque:
         return (kind, len(x)), list(x)
-    if isinstance(x, dict):
+    if isinstance(x, dict) and not _is_unknown_dict(x):
         keys = list(x)
         return (kind, tuple(k if isinstance(k, str | int) else id(k) for k in keys)), [*keys, *x.values()]
     if isinstance(x, tuple) and hasattr(x, "_fields"):
@@ -119,8 +119,13 @@ def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
     if kind is partial:
         return (kind, len(x.args), tuple(x.keywords)), [x.func, *x.args, *x.keywords.values()]
     if kind is FunctionType:
-        cells = x.__closure__ or ()
-        return ((kind, x.__code__), [_content(c) for c in cells]) if cells else None
+        cells, defaults = x.__closure__ or (), x.__defaults__ or ()
+        own = cells or x.__dict__ or any(map(is_mutable, defaults))
+        return (
+            ((kind, x.__code__, tuple(x.__dict__)), [*map(_content, cells), *defaults, *x.__dict__.values()])
+            if own
+            else None
+        )
     if kind in _ITERATORS:
         _, args, *state = x.__reduce__()
         return (kind, *state), list(args)
@@ -130,7 +135,29 @@ def contents(x: Any) -> tuple[Any, Sequence[Any]] | None:
         return (kind, bytes(x), getattr(x, "shape", None)), []
     if _is_plain(x):
         return (kind, tuple(x.__dict__)), list(x.__dict__.values())
-    return None
+    return ((kind, id(x)), []) if is_unknown(x) else None
+
+
+def _is_unknown_dict(x: Any) -> bool:
+    return type(x) not in (dict, OrderedDict, defaultdict, Counter) and bool(getattr(x, "__dict__", None))
+
+
+def is_unknown(x: Any) -> bool:
+    """Tell whether a value can be changed, and groups cannot have their own of it."""
+    kind = type(x)
+    if kind in _SEQUENCES or kind is bytearray or (isinstance(x, dict) and not _is_unknown_dict(x)) or _is_plain(x):
+        return False
+    if (
+        isinstance(x, list | set | deque | dict | bytearray)
+        or (isinstance(x, BaseException) and x.__dict__)
+        or hasattr(kind, "__next__")
+    ):
+        return True
+    slots = any(t.__dict__.get("__slots__") for t in kind.__mro__)
+    return (
+        bool(kind.__flags__ & _HEAP_TYPE and slots and not isinstance(x, torch.Tensor | tuple))
+        and kind.__module__ != "typing"
+    )
 
 
 def _is_array(x: Any) -> bool:
@@ -141,7 +168,14 @@ def _is_array(x: Any) -> bool:
 def _changes(x: Any) -> bool:
     """Tell whether a value without a shell can be changed all the same, or moves on."""
     kind = type(x)
-    return kind in _ITERATORS or kind in _VIEWS or kind is GeneratorType or kind is bytearray or _is_array(x)
+    return (
+        kind in _ITERATORS
+        or kind in _VIEWS
+        or kind is GeneratorType
+        or kind is bytearray
+        or _is_array(x)
+        or is_unknown(x)
+    )
 
 
 class _Empty:
@@ -161,6 +195,8 @@ def _content(cell: CellType) -> Any:
 def _shell(x: Any) -> Any:
     """Return an empty value of a mutable kind, to be filled; None for an immutable one."""
     kind = type(x)
+    if is_unknown(x):
+        return None
     if kind in _SEQUENCES:
         return deque(maxlen=x.maxlen) if kind is deque else kind()
     if isinstance(x, dict):
@@ -168,11 +204,9 @@ def _shell(x: Any) -> Any:
             return defaultdict(getattr(x, "default_factory", None))
         return kind() if kind in (dict, OrderedDict) else _cleared(copy.copy(x))
     if kind is FunctionType:
-        made = FunctionType(
-            x.__code__, x.__globals__, x.__name__, x.__defaults__, tuple(CellType() for _ in x.__closure__)
-        )
+        cells = x.__closure__ and tuple(CellType() for _ in x.__closure__)
+        made = FunctionType(x.__code__, x.__globals__, x.__name__, x.__defaults__, cells)
         made.__kwdefaults__ = x.__kwdefaults__
-        made.__dict__.update(x.__dict__)
         return made
     return note_made(object.__new__(kind)) if _is_plain(x) else None
 
@@ -191,9 +225,13 @@ def fill(shell: Any, like: Any, values: Sequence[Any]) -> None:
         half = len(values) // 2
         shell.update(zip(values[:half], values[half:], strict=True))
     elif kind is FunctionType:
-        for cell, value in zip(shell.__closure__, values, strict=True):
+        cells, count = shell.__closure__ or (), len(like.__defaults__ or ())
+        for cell, value in zip(cells, values, strict=False):
             if value is not _EMPTY:
                 cell.cell_contents = value
+        rest = values[len(cells) :]
+        shell.__defaults__ = tuple(rest[:count]) or None
+        shell.__dict__.update(zip(like.__dict__, rest[count:], strict=True))
     else:
         shell.__dict__.update(zip(like.__dict__, values, strict=True))
 
@@ -209,6 +247,11 @@ def _remade(x: Any, values: list[Any]) -> Any:
         )
     if kind is bytearray or _is_array(x):
         return x.copy()
+    if kind not in _ITERATORS and is_unknown(x):
+        raise UnsupportedError(
+            f"vmap: a value of the class {kind.__module__}.{kind.__qualname__} is kept, at {user_location()}, where samples part: they cannot "
+            f"have one each. Instead: a list, a dict, or an object whose state is its attributes, made after they have parted."
+        )
     if kind in _ITERATORS:
         func, _, *state = x.__reduce__()
         made = func(*values)
@@ -279,6 +322,7 @@ class Copier:
         return new
 
 
+@torch.enable_grad()  # type: ignore[untyped-decorator]  # whatever the step is in: what is copied stays in its graph
 def part_of(
     variables: dict[str, Any],
     level: Level,
@@ -347,6 +391,7 @@ def signature(variables: dict[str, Any], shared: set[int], loose: bool = False) 
     return tuple((name, sign(x)) for name, x in sorted(variables.items()))
 
 
+@torch.enable_grad()  # type: ignore[untyped-decorator]
 def together(
     groups: Sequence[dict[str, Any]], levels: Sequence[Level], level: Level, shared: set[int], loose: bool = False
 ) -> tuple[dict[str, Any], list[dict[int, Any]]]:
