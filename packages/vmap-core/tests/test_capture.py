@@ -82,7 +82,7 @@ def test_straight_line_of_bindings():
     program = capture(mapped, *two())
     assert isinstance(program, Program) and isinstance(program.graph_module, torch.fx.GraphModule)
     calls = [n for n in program.graph_module.graph.nodes if n.op.startswith("call")]
-    assert [n.target for n in calls] == [torch.mul, torch.add, torch.relu, "sum"]
+    assert [n.target for n in calls] == [torch.mul, torch.add, torch.relu, torch.sum]
 
 
 def test_no_vmap_is_left(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vmap_core import vmap
-from vmap_core.dispatch import specialise
+from vmap_core.dispatch import steps
 from vmap_core.extend import RulePack, by_shape, register, unregister
 from vmap_core.testing import check_rule
 
@@ -117,7 +117,7 @@ def test_other_arguments_are_other_calls(rule):
 
 @pytest.mark.parametrize("rule", [of_rank], indirect=True)
 def test_what_is_remembered_has_a_bound(rule, monkeypatch):
-    monkeypatch.setattr(specialise, "ENTRIES", 3)
+    monkeypatch.setattr(steps, "ENTRIES", 3)
     x = torch.randn(2, 4, 4, 4, 4, 4)
     for _ in range(2):
         for dim in range(5):

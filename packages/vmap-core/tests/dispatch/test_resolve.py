@@ -72,7 +72,8 @@ def marked(rule: Any) -> Any:
         raise Ran(rule.place)
 
     say.__module__, say.__name__ = rule.function.__module__, rule.function.__name__
-    return replace(rule, function=say, agreeing=None, by_shape=None, inplace_method=None)
+    quick: dict[str, Any] = {"leading": (), "joining": None, "in_front": None}  # ways that leave the function out
+    return replace(rule, function=say, agreeing=None, by_shape=None, inplace_method=None, **quick)
 
 
 def test_the_rule_told_is_the_rule_that_runs(monkeypatch: pytest.MonkeyPatch):

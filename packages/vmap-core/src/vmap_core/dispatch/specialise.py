@@ -51,7 +51,9 @@ def specialise(rule: Rule, op: OpOverload | None, arrange: Arrange | None, args:
         if arrange is not None:
             return general
         given = ", ".join(["level", *(f"a{i}" for i in range(len(args))), *["**kwargs"] * bool(kwargs)])
-        expression = (rule.in_front or {}).get(tuple(map(type, args[1:]))) if type(args[0]) is BatchedTensor else None
+        expression = (
+            (rule.in_front or {}).get(tuple(map(type, args[1:]))) if args and type(args[0]) is BatchedTensor else None
+        )
         in_front = [] if expression is None or kwargs else _in_front(expression)
         return made(_lines(*in_front, f"return function({given})"), function=rule.function)
     if not call.is_simple:
