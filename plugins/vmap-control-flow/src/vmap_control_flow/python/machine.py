@@ -14,7 +14,16 @@ from typing import Any
 import torch
 
 from vmap_core import InplaceError
-from vmap_core.extend import BatchedTensor, Level, promote, refuse_writes, rows_level, storage_of, user_location
+from vmap_core.extend import (
+    BatchedTensor,
+    Level,
+    located,
+    promote,
+    refuse_writes,
+    rows_level,
+    storage_of,
+    user_location,
+)
 
 from .groups import Copy, Group, can_be_written, restored, values_in
 from .parting import Part, Results, Returned
@@ -132,8 +141,11 @@ class Machine:
         """Yield the samples of a group by their answers, at the step that each answer leads to."""
         if part.level is not group.level or part.rows is None:
             raise part.as_error("it depends on the samples of another vmap, which it did not at first") from None
+        line = getattr(self.program.steps[group.step].node, "lineno", 0)
         for answer, rows in part.groups():
-            yield self.narrowed(group, rows, to(answer), group.variables)
+            with located(part.where or f"{self.program.file}:{line}"):
+                new = self.narrowed(group, rows, to(answer), group.variables)
+            yield new
 
     def part_and_repeat(self, group: Group, part: Part) -> None:
         """Let the samples of a group part at its step, which they do again; or which has returned what they go on with."""
