@@ -255,7 +255,7 @@ def _remade(x: Any, values: list[Any]) -> Any:
     if kind in _ITERATORS:
         func, _, *state = x.__reduce__()
         made = func(*values)
-        if state:
+        if state and state[0] is not None:  # from Python 3.12 on there may be one that says nothing
             made.__setstate__(*state)
         return made
     if kind is slice:
