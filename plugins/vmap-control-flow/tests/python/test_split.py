@@ -534,7 +534,11 @@ def locked(x):
         (catching, DataDependentError, "that of some samples only"),
         (in_try, DataDependentError, "it is in a try statement|catches all"),
         (generator, UnsupportedError, "take its values into a list"),
-        (held, UnsupportedError, rf"items\(\) of a dict gives is kept, at .*test_split.py:{held.__code__.co_firstlineno + 3},"),
+        (
+            held,
+            UnsupportedError,
+            rf"items\(\) of a dict gives is kept, at .*test_split.py:{held.__code__.co_firstlineno + 3},",
+        ),
         (counts, DataDependentError, "nonlocal variable|sets a variable"),
         (locked, UnsupportedError, "with statement of a Lock"),
         (lambda x: x[x > 0], DataDependentError, "structure, shape or type"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections import deque
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -24,11 +22,12 @@ from vmap_core.extend import (
     refuse_writes,
     storage_of,
     taken_off,
-    values_around,
 )
 
 from ..fork import Fork
 from . import steps
+from .around import code_of, entered_code, outside
+from .contents import note_made
 from .groups import restored
 from .helpers import END, Range, RangeIterator, augmented, caught, contains, entered, following, get, iterator, put
 from .machine import Machine
@@ -37,7 +36,7 @@ from .parting import Part, Results, Returned, raise_part
 from .places import place_of
 from .program import Program, program_of, with_code
 from .source import NotSplitError
-from .structure import Copier, contents, is_mutable, is_unknown, note_made, tensors_in
+from .structure import Copier, tensors_in
 
 _NUMBERS: dict[Any, Any] = {int: int, float: float, bool: bool}
 
@@ -220,7 +219,7 @@ def _resumed(
     program: Program, f: FunctionType, args: tuple[Any, ...], step: int, variables: dict[str, Any], part: Part
 ) -> Any:
     level = current_levels()[-1]
-    shared, outer = _outside(f, args)
+    shared, outer = outside(f, args)
     at_once = part if part.rows is not None and part.level is level else None
     with taken_off([level]):
         _, dims = physical_with_dims(part.of)
@@ -284,72 +283,11 @@ def _of_all(level: Level, part: Part) -> Any:
     return of
 
 
-def _free(f: FunctionType) -> dict[str, Any]:
-    """Return the variables that an inner function has from around it, but for itself, by name."""
-    found = {}
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # it is empty yet
-            if cell.cell_contents is not f:
-                found[name] = cell.cell_contents
-    return found
-
-
-def _outside(f: FunctionType, args: tuple[Any, ...]) -> tuple[set[int], list[Any]]:
-    """Return what a function has from around it: the ids of what groups share, and the objects that they have their own of.
-
-    Those hold tensors of samples, or are lists, dicts and sets among its arguments.
-    """
-    shared: set[int] = set()
-    outer: list[Any] = []
-    seen: dict[int, bool] = {}
-
-    def visit(x: Any, is_given: bool) -> bool:
-        if type(x) in (BatchedTensor, PerSample):
-            return True
-        if id(x) in seen or isinstance(x, torch.Tensor):
-            return seen.get(id(x), False)
-        inside = contents(x)
-        if inside is None:
-            return False
-        seen[id(x)] = False
-        found = [visit(v, is_given) for v in inside[1]]
-        plain = is_mutable(x)
-        kind = type(x)
-        builtin = kind in (list, dict, set, deque) or isinstance(x, dict)
-        own = any(found) or (plain and (not builtin or is_given))
-        seen[id(x)] = own
-        if plain or is_unknown(x):
-            if own:
-                outer.append(x)
-            else:
-                shared.add(id(x))
-        return own
-
-    for x in args:
-        visit(x, True)
-    made_here = f.__code__ not in _entered  # what is around it, by a function that is mapped, too
-    free = _free(f) if made_here else {}
-    known = set(map(id, free.values()))
-    for x in values_around(f):
-        visit(x, made_here and id(x) in known)
-    return shared, [free, *outer]
-
-
 HELPERS: dict[str, Any] = {
     steps.CALL: call, steps.GET: get, steps.SET: put, steps.ITEM: item, steps.ITER: iterator,
     steps.NEXT: following, steps.END: END, steps.ENTER: entered, steps.CAUGHT: caught, steps.SLICE: slice,
     steps.AUGMENTED: augmented, steps.CONTAINS: contains, "_vmap_locals": locals,
 }  # fmt: skip
-
-
-_entered: list[Any] = []
-"""The code of functions that are running by `split`: what is around them comes from outside."""
-
-
-def _code_of(f: Any) -> Any:
-    while isinstance(f, partial):
-        f = f.func
-    return getattr(getattr(f, "__func__", f), "__code__", None)
 
 
 def split(func: Any) -> Any:
@@ -387,8 +325,8 @@ def split(func: Any) -> Any:
         levels = current_levels()
         if not levels:
             return func(*args, **kwargs)
-        code = _code_of(func)
-        _entered.append(code)
+        code = code_of(func)
+        entered_code.append(code)
         before = [level.part for level in levels]
         for level in levels:  # those further out, too: a condition may depend on their samples only
             level.part = raise_part
@@ -397,7 +335,7 @@ def split(func: Any) -> Any:
         except Part as part:
             error = part.as_error()
         finally:
-            _entered.remove(code)
+            entered_code.remove(code)
             for level, was in zip(levels, before, strict=True):
                 level.part = was
         raise error

@@ -10,7 +10,8 @@ import torch
 
 from vmap_core.extend import Level
 
-from .structure import Copier, contents, fill, tensors_in
+from .contents import contents, fill
+from .structure import Copier, tensors_in
 
 
 @dataclass

@@ -11,9 +11,9 @@ import torch
 from vmap_core import DataDependentError, UnsupportedError
 from vmap_core.extend import make_batched, user_location
 
+from .contents import note_made
 from .numbers import PerSample, beside, elementwise, holds
 from .parting import Part
-from .structure import note_made
 
 
 class Range:
