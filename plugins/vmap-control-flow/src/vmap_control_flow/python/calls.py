@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from vmap_core.errors import internal_modules
 from vmap_core.extend import (
     BatchedTensor,
     Level,
@@ -29,7 +30,7 @@ from . import steps
 from .around import code_of, entered_code, outside
 from .contents import note_made
 from .groups import restored
-from .helpers import END, Range, RangeIterator, augmented, caught, contains, entered, following, get, iterator, put
+from .helpers import END, Range, RangeIterator, augmented, caught, contains, entered, following, get, put
 from .machine import Machine
 from .numbers import KEEPS, PURE, PerSample, elementwise, first_of, holds, item, number
 from .parting import Part, Results, Returned, raise_part
@@ -38,7 +39,7 @@ from .program import Program, program_of, with_code
 from .source import NotSplitError
 from .structure import Copier, tensors_in
 
-_NUMBERS: dict[Any, Any] = {int: int, float: float, bool: bool}
+_NUMBERS = {int, float, bool}
 
 
 def call(f: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -112,8 +113,6 @@ def _with_numbers(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return elementwise(f, args)
         if f is range:
             return Range(*args)
-        if f is iter:
-            return iterator(args[0])
         if f in KEEPS:
             return f(*args)
     owner = getattr(f, "__self__", None)
@@ -144,8 +143,6 @@ def _program(f: FunctionType) -> Program | None:
 
 def _is_users(f: FunctionType) -> bool:
     """Tell whether a function is neither PyTorch's, nor vmap's, nor of the standard library."""
-    from vmap_core.errors import internal_modules
-
     top = str(f.__globals__.get("__name__", "")).partition(".")[0]
     if f.__code__.co_filename.startswith("<doctest"):  # of any module
         return True
@@ -284,7 +281,7 @@ def _of_all(level: Level, part: Part) -> Any:
 
 
 HELPERS: dict[str, Any] = {
-    steps.CALL: call, steps.GET: get, steps.SET: put, steps.ITEM: item, steps.ITER: iterator,
+    steps.CALL: call, steps.GET: get, steps.SET: put, steps.ITEM: item, steps.ITER: iter,
     steps.NEXT: following, steps.END: END, steps.ENTER: entered, steps.CAUGHT: caught, steps.SLICE: slice,
     steps.AUGMENTED: augmented, steps.CONTAINS: contains, "_vmap_locals": locals,
 }  # fmt: skip

@@ -61,11 +61,6 @@ class RangeIterator:
         raise StopIteration
 
 
-def iterator(x: Any) -> Any:
-    """Return ``iter(x)``."""
-    return iter(x)
-
-
 END = object()
 
 

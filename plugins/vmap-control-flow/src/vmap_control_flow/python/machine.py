@@ -209,9 +209,7 @@ class Machine:
 
     def level_of(self, places: Any) -> Level:
         """Return a level for some of the samples."""
-        level = rows_level([self.base], [places])
-        level.part = self.base.part
-        return level
+        return rows_level([self.base], [places])
 
     def met(self, groups: list[Group]) -> list[Group]:
         """Join the groups that wait at one step, as far as their variables can be one."""

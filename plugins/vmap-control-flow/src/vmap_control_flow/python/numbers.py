@@ -218,35 +218,22 @@ _EXACT = {torch.float32, torch.float64, torch.int64, torch.int32}
 
 def number(kind: Any, x: Any) -> Any:
     """Return ``int(x)``, ``float(x)`` or ``bool(x)`` of a batched tensor or of numbers."""
-    if type(x) is PerSample:
-        return elementwise(kind, [x])
-    try:
-        return kind(x)
-    except Part as part:
-        if (
-            type(x) is BatchedTensor
-            and part.level is x._level
-            and part.rows is not None
-            and x.numel() == 1
-            and x._bdim is not None
-        ):
-            return per_sample(part.level, [kind(v) for v in part.answers])
-        raise
+    return elementwise(kind, [x]) if type(x) is PerSample else _read(kind, x, kind)
 
 
 def item(x: Any) -> Any:
     """Return ``x.item()``."""
+    return _read(lambda x: x.item(), x, lambda answer: answer)
+
+
+def _read(read: Callable[[Any], Any], x: Any, of: Callable[[Any], Any]) -> Any:
+    """Return what is read of a tensor; where samples differ, what each one's answer is made to."""
     try:
-        return x.item()
+        return read(x)
     except Part as part:
-        if (
-            type(x) is BatchedTensor
-            and part.level is x._level
-            and part.rows is not None
-            and x.numel() == 1
-            and x._bdim is not None
-        ):
-            return per_sample(part.level, part.answers)
+        is_its = type(x) is BatchedTensor and part.level is x._level and x._bdim is not None
+        if is_its and part.rows is not None and x.numel() == 1:
+            return per_sample(part.level, [of(answer) for answer in part.answers])
         raise
 
 
